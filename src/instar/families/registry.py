@@ -1,0 +1,87 @@
+"""From a name in a config to a `ModelSpec`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from instar.errors import UserError
+from instar.families import gpt3, llama
+from instar.models.spec import ModelSpec
+
+SHAPE_FIELDS = ("depth", "width", "heads", "mlp_width")
+# Each family: the function that builds a spec, and its published sizes as values of SHAPE_FIELDS.
+FAMILIES: dict[str, tuple[Callable[..., ModelSpec], dict[str, tuple[int, ...]]]] = {
+    "gpt3": (gpt3.gpt3, gpt3.SIZES),
+    "llama": (llama.llama, llama.SIZES),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model by family: a published `size`, or `depth`, `width` and `heads`, or both combined.
+
+    Whatever is None is the family's own. `vocab_size` is the tokenizer's and `max_positions` the
+    training sequence's where they are None.
+    """
+
+    family: Literal["gpt3", "llama"] = "llama"
+    size: str | None = None
+    depth: int | None = None
+    width: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_width: int | None = None
+    vocab_size: int | None = None
+    max_positions: int | None = None
+    tied: bool | None = None
+    qk_norm: bool | None = None
+
+    def check(self) -> None:
+        sizes = FAMILIES[self.family][1]
+        if self.size is not None and self.size not in sizes:
+            raise UserError(
+                f"model.size {self.size!r} is not a size of {self.family}: "
+                f"choose one of {', '.join(sizes)}"
+            )
+        for name in ("depth", "width", "heads"):
+            if self.size is None and getattr(self, name) is None:
+                raise UserError(f"model.{name} is missing: give it, or a published model.size")
+        for name in (*SHAPE_FIELDS, "kv_heads", "head_dim", "vocab_size", "max_positions"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"model.{name} must be at least 1, not {value}")
+        shape = self.shape()
+        if self.head_dim is None and shape["width"] % shape["heads"]:
+            raise UserError(
+                f"model.width ({shape['width']}) is not a multiple of model.heads "
+                f"({shape['heads']}): change one, or give model.head_dim"
+            )
+
+    def shape(self) -> dict[str, int]:
+        """The values of SHAPE_FIELDS that are known: the published size's, then those given."""
+        published = FAMILIES[self.family][1][self.size] if self.size is not None else ()
+        shape = dict(zip(SHAPE_FIELDS, published, strict=False))
+        given = {name: getattr(self, name) for name in SHAPE_FIELDS}
+        return shape | {name: value for name, value in given.items() if value is not None}
+
+
+def build_spec(config: ModelConfig, *, vocab_size: int, max_positions: int) -> ModelSpec:
+    """The spec that `config` describes; the arguments fill what it leaves open.
+
+    Raises:
+      UserError: the sizes contradict each other.
+    """
+    build, _ = FAMILIES[config.family]
+    options = {
+        "kv_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size or vocab_size,
+        "max_positions": config.max_positions or max_positions,
+        "tied": config.tied,
+        "qk_norm": config.qk_norm,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    spec = build(**config.shape(), **given)
+    spec.check()
+    return spec

@@ -1,0 +1,1 @@
+"""One Transformer, described by a `ModelSpec`; its cache; its heads. Arrays, nothing else."""

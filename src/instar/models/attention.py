@@ -1,0 +1,92 @@
+"""The attention contract, and its reference implementation."""
+
+import jax
+import jax.numpy as jnp
+
+# Finite, so that a query which sees nothing (padding) gives a finite, unused result.
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+
+
+def visible(
+    positions: jax.Array,
+    kv_positions: jax.Array,
+    segment_ids: jax.Array,
+    kv_segment_ids: jax.Array,
+    window: int | None = None,
+    prefix_length: jax.Array | None = None,
+) -> jax.Array:
+    """Which keys each query may see: bool [B, S, T].
+
+    A key is visible iff it is in the query's segment, and not after it, and (with a window w) less
+    than w before it. Segment 0 is padding or an empty slot of a cache, and is visible to nobody.
+    Keys at positions below `prefix_length` (int [B]) are visible to their whole segment.
+    """
+    distance = positions[:, :, None] - kv_positions[:, None, :]
+    allowed = distance >= 0
+    if window is not None:
+        allowed &= distance < window
+    if prefix_length is not None:
+        allowed |= kv_positions[:, None, :] < prefix_length[:, None, None]
+    same = segment_ids[:, :, None] == kv_segment_ids[:, None, :]
+    return allowed & same & (kv_segment_ids > 0)[:, None, :]
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    positions: jax.Array,
+    kv_positions: jax.Array,
+    segment_ids: jax.Array,
+    kv_segment_ids: jax.Array,
+    window: int | None = None,
+    prefix_length: jax.Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    bias_slopes: jax.Array | None = None,
+) -> jax.Array:
+    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) by positions and segments.
+
+    Causality, packing, windows, prefixes, caches and ALiBi all follow from `positions` and
+    `segment_ids`; see `visible`. The softmax is in float32 whatever the inputs are (in float64
+    for float64 inputs).
+
+    Args:
+      q: [B, S, heads, D]. k, v: [B, T, kv_heads, D]; `heads` is a multiple of `kv_heads`.
+      positions, segment_ids: int [B, S] of the queries. kv_*: int [B, T] of the keys.
+      scale: multiplies q.k; 1/sqrt(D) where None.
+      softcap: c gives c * tanh(logits / c) (Gemma 2, 2408.00118, section 2).
+      bias_slopes: ALiBi's slope of each head [heads] (Press et al. 2022, eq. in section 3).
+
+    Returns:
+      [B, S, heads, D] in q's dtype.
+    """
+    batch, length, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    accumulate = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bskgd,btkd->bkgst", grouped, k, preferred_element_type=accumulate)
+    logits *= head_dim**-0.5 if scale is None else scale
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    if bias_slopes is not None:
+        distance = kv_positions[:, None, :] - positions[:, :, None]
+        slopes = bias_slopes.reshape(kv_heads, heads // kv_heads).astype(accumulate)
+        logits += slopes[:, :, None, None] * distance[:, None, None].astype(accumulate)
+    mask = visible(positions, kv_positions, segment_ids, kv_segment_ids, window, prefix_length)
+    logits = jnp.where(mask[:, None, None], logits, MASKED)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgst,btkd->bskgd", weights, v).reshape(batch, length, heads, head_dim)
+
+
+def alibi_slopes(heads: int) -> jax.Array:
+    """ALiBi's slope of each head, float32 [heads] (Press et al. 2022, section 3).
+
+    For a number of heads that is no power of two: the slopes of the power p below, then every
+    other slope of 2p.
+    """
+    power = 2 ** (heads.bit_length() - 1)
+    first = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
+    rest = [2.0 ** (-8.0 * i / (2 * power)) for i in range(1, 2 * (heads - power), 2)]
+    return jnp.asarray(first + rest, jnp.float32)

@@ -1,0 +1,61 @@
+"""The cache of keys and values: a pytree that carries its own positions and segments."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from instar.models.spec import ModelSpec
+
+LayerCache = tuple[jax.Array, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of what was read so far, a slot for each token, right-padded by row.
+
+    `layers[group][layer of the period]` is (k, v), each [repeat, B, capacity, kv_heads, D].
+    `positions` and `segment_ids` are int32 [B, capacity]; segment 0 marks an empty slot, so that
+    the attention contract alone decides what is visible. `length` int32 [B] is the next free slot.
+    """
+
+    layers: tuple[tuple[LayerCache, ...], ...]
+    positions: jax.Array
+    segment_ids: jax.Array
+    length: jax.Array
+
+
+def init_cache(spec: ModelSpec, batch: int, capacity: int, dtype: jnp.dtype) -> KVCache:
+    """An empty cache for `batch` rows of up to `capacity` tokens."""
+
+    def empty(repeat: int, layer) -> LayerCache:
+        shape = (repeat, batch, capacity, layer.mixer.kv_heads, layer.mixer.head_dim)
+        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+
+    zeros = jnp.zeros((batch, capacity), jnp.int32)
+    layers = tuple(tuple(empty(n, layer) for layer in period) for n, period in spec.layers)
+    return KVCache(layers, zeros, zeros, jnp.zeros(batch, jnp.int32))
+
+
+def slots_for(cache: KVCache, segment_ids: jax.Array) -> jax.Array:
+    """The slot of each new token, int32 [B, S]; padding (segment 0) gets one past the end."""
+    real = segment_ids > 0
+    slots = cache.length[:, None] + jnp.cumsum(real, axis=1) - 1
+    return jnp.where(real, slots, cache.positions.shape[1]).astype(jnp.int32)
+
+
+def write(buffer: jax.Array, slots: jax.Array, values: jax.Array) -> jax.Array:
+    """Puts values [B, S, ...] at `slots` [B, S] of a buffer [B, capacity, ...]; past-the-end drops."""
+    rows = jnp.arange(buffer.shape[0])[:, None]
+    return buffer.at[rows, slots].set(values.astype(buffer.dtype), mode="drop")
+
+
+def advance(cache: KVCache, slots: jax.Array, positions: jax.Array, segments: jax.Array) -> KVCache:
+    """The cache after new tokens took their slots; keys and values are written layer by layer."""
+    return dataclasses.replace(
+        cache,
+        positions=write(cache.positions, slots, positions),
+        segment_ids=write(cache.segment_ids, slots, segments),
+        length=cache.length + (segments > 0).sum(axis=1, dtype=jnp.int32),
+    )

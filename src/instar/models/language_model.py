@@ -1,0 +1,94 @@
+"""The functional boundary: a model as pure functions over a tree of parameters."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from instar.models.cache import KVCache, advance, slots_for
+from instar.models.parameters import Initialization, logical_axes
+from instar.models.spec import ModelSpec
+from instar.models.transformer import Context, Execution, Transformer
+
+Params = dict
+Head = Callable[[jax.Array], jax.Array]
+
+
+class LanguageModel:
+    """The functional boundary: a spec as pure functions over a tree of parameters.
+
+    The NNX modules are split once, here. `params` is a nested dict of arrays (float32 masters);
+    `axes` is the same tree with an `Axes` in place of each array.
+    """
+
+    def __init__(self, spec: ModelSpec, execution: Execution | None = None):
+        spec.check()
+        self.spec = spec
+        self.execution = execution or Execution()
+        abstract = nnx.eval_shape(lambda: self._build(jax.random.key(0), Initialization()))
+        self._graphdef, state = nnx.split(abstract)
+        self.axes = logical_axes(state)
+        self.shapes: Params = nnx.to_pure_dict(state)
+
+    def _build(self, key: jax.Array, initialization: Initialization) -> Transformer:
+        return Transformer(self.spec, initialization, nnx.Rngs(params=key))
+
+    def with_execution(self, execution: Execution) -> "LanguageModel":
+        """The same model, run in another way."""
+        return LanguageModel(self.spec, execution)
+
+    def init(self, key: jax.Array, initialization: Initialization | None = None) -> Params:
+        """Fresh float32 parameters."""
+        return nnx.to_pure_dict(nnx.state(self._build(key, initialization or Initialization())))
+
+    def apply(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        cache: KVCache | None = None,
+        dropout: float = 0.0,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict]:
+        """The hidden states that the head reads.
+
+        Args:
+          tokens: int [B, S]; `positions` and `segment_ids` likewise, by default 0.. and all 1.
+          cache: keys and values of earlier tokens; the new ones are added to it.
+          dropout: rate on the embeddings and on both residual branches; needs `key`.
+
+        Returns:
+          hidden [B, S, embed] in the compute dtype, and `aux`: {"cache": ...} where one was given.
+        """
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        if segment_ids is None:
+            segment_ids = jnp.ones(tokens.shape, jnp.int32)
+        slots = None
+        if cache is not None:
+            slots = slots_for(cache, segment_ids)
+            cache = advance(cache, slots, positions, segment_ids)
+        context = Context(positions, segment_ids, self.execution, cache, slots, dropout)
+        key = key if dropout else None
+        hidden, cache = nnx.merge(self._graphdef, params)(tokens, context, key)
+        return hidden, {} if cache is None else {"cache": cache}
+
+    def head(self, params: Params) -> Head:
+        """The callable hidden [..., embed] -> logits [..., vocab] in at least float32."""
+        tied = self.spec.tied
+        kernel = params["embedding"].T if tied else params["head"]["kernel"]
+        kernel = kernel.astype(self.execution.dtype)
+
+        def logits(hidden: jax.Array) -> jax.Array:
+            accumulate = jnp.promote_types(hidden.dtype, jnp.float32)
+            return jnp.matmul(hidden, kernel, preferred_element_type=accumulate)
+
+        return logits
+
+    def logits(self, params: Params, tokens: jax.Array, **inputs: object) -> jax.Array:
+        """Full logits [B, S, vocab]: for tests and short texts; training never forms them."""
+        hidden, _ = self.apply(params, tokens, **inputs)
+        return self.head(params)(hidden)

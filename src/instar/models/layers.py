@@ -1,0 +1,152 @@
+"""The parts of a Transformer, as NNX modules that hold parameters and nothing else."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from instar.models import spec as specs
+from instar.models.parameters import Initialization, normal, param
+
+Sides = tuple[tuple[str, int], ...]
+
+
+class Norm(nnx.Module):
+    """LayerNorm or RMSNorm over the last axis, computed in at least float32."""
+
+    def __init__(self, spec: specs.Norm, width: int, axis: str = "norm"):
+        self.spec = spec
+        self.scale = param(jnp.ones(width), (axis,))
+        if spec.bias:
+            self.bias = param(jnp.zeros(width), (axis,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.spec.kind == "layer":
+            wide -= wide.mean(-1, keepdims=True)
+        wide *= jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.spec.epsilon)
+        wide *= self.scale[...]
+        if self.spec.bias:
+            wide += self.bias[...]
+        return wide.astype(x.dtype)
+
+
+class Projection(nnx.Module):
+    """A matrix product from named input axes to named output axes, with an optional bias."""
+
+    def __init__(
+        self,
+        inputs: Sides,
+        outputs: Sides,
+        *,
+        bias: bool,
+        initialization: Initialization,
+        rngs: nnx.Rngs,
+        scale: jax.Array | float = 1.0,
+    ):
+        names, sizes = zip(*inputs + outputs, strict=True)
+        self.contracted = len(inputs)
+        fan_in = math.prod(size for _, size in inputs)
+        kernel = normal(rngs.params(), sizes, initialization.kernel_std(fan_in)) * scale
+        self.kernel = param(kernel, names, names[: len(inputs)])
+        self.bias = None
+        if bias:
+            self.bias = param(jnp.zeros(sizes[len(inputs) :]), names[len(inputs) :])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...].astype(x.dtype)
+        y = jnp.tensordot(x, kernel, self.contracted)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def rotate(x: jax.Array, positions: jax.Array, rotary: specs.Rotary) -> jax.Array:
+    """Rotary positions: x [B, S, heads, D] at integer positions [B, S] (Su et al. 2021, eq. 34)."""
+    size = int(x.shape[-1] * rotary.fraction)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    frequencies = rotary.theta ** (-jnp.arange(0, size, 2, dtype=wide) / size)
+    angles = positions[:, :, None, None].astype(wide) * frequencies
+    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
+    turned, rest = x[..., :size], x[..., size:]
+    if rotary.style == "half":
+        a, b = jnp.split(turned, 2, axis=-1)
+        turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    else:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turned.shape)
+    return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
+
+
+class Attention(nnx.Module):
+    """The parameters of attention: queries, keys and values in, the mixed values out."""
+
+    def __init__(
+        self,
+        spec: specs.Attention,
+        width: int,
+        *,
+        initialization: Initialization,
+        residual_scale: jax.Array,
+        rngs: nnx.Rngs,
+    ):
+        self.spec = spec
+        embed = (("embed", width),)
+        head_dim = ("head_dim", spec.head_dim)
+
+        def projection(inputs: Sides, outputs: Sides, bias: bool, scale=1.0) -> Projection:
+            return Projection(
+                inputs, outputs, bias=bias, initialization=initialization, rngs=rngs, scale=scale
+            )
+
+        self.query = projection(embed, (("heads", spec.heads), head_dim), spec.bias)
+        self.key = projection(embed, (("kv_heads", spec.kv_heads), head_dim), spec.bias)
+        self.value = projection(embed, (("kv_heads", spec.kv_heads), head_dim), spec.bias)
+        self.out = projection(
+            (("heads", spec.heads), head_dim), embed, spec.out_bias, residual_scale
+        )
+        if spec.qk_norm is not None:
+            self.query_norm = Norm(spec.qk_norm, spec.head_dim, "head_dim")
+            self.key_norm = Norm(spec.qk_norm, spec.head_dim, "head_dim")
+
+    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [B, S, embed] -> q [B, S, heads, D], k and v [B, S, kv_heads, D], with positions."""
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if self.spec.qk_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if self.spec.rotary is not None:
+            q, k = rotate(q, positions, self.spec.rotary), rotate(k, positions, self.spec.rotary)
+        return q, k, v
+
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+class Mlp(nnx.Module):
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) where gated."""
+
+    def __init__(
+        self,
+        spec: specs.Mlp,
+        width: int,
+        *,
+        initialization: Initialization,
+        residual_scale: jax.Array,
+        rngs: nnx.Rngs,
+    ):
+        self.spec = spec
+        embed, mlp = (("embed", width),), (("mlp", spec.width),)
+        options = {"bias": spec.bias, "initialization": initialization, "rngs": rngs}
+        self.up = Projection(embed, mlp, **options)
+        if spec.gated:
+            self.gate = Projection(embed, mlp, **options)
+        self.down = Projection(mlp, embed, scale=residual_scale, **options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        activate = ACTIVATIONS[self.spec.activation]
+        hidden = activate(self.gate(x)) * self.up(x) if self.spec.gated else activate(self.up(x))
+        return self.down(hidden)

@@ -1,0 +1,245 @@
+"""The one Transformer: a `ModelSpec` turned into parameters and a pure forward pass."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from instar.models import spec as specs
+from instar.models.attention import alibi_slopes, attend
+from instar.models.cache import KVCache, LayerCache, write
+from instar.models.layers import Attention, Mlp, Norm, Projection
+from instar.models.parameters import Initialization, normal, param
+
+Remat = Literal["none", "full", "dots", "attention"]
+Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+
+# What the backward pass may keep; everything else of a layer is computed again.
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a model runs, apart from what it is: none of it changes the function that is computed.
+
+    `dtype` is that of activations and matrix products. `unroll` is how many iterations of a scan
+    over layers are laid out at once (0: all). `constrain` pins an activation, named by its logical
+    axes, to the mesh.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+    remat: Remat = "none"
+    unroll: int = 1
+    constrain: Constrain = lambda x, axes: x
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every layer of one forward pass shares."""
+
+    positions: jax.Array
+    segment_ids: jax.Array
+    execution: Execution
+    cache: KVCache | None = None
+    slots: jax.Array | None = None
+    dropout: float = 0.0
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Inverted dropout (Srivastava et al. 2014); the identity where the rate is 0."""
+    if rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0)
+
+
+class Block(nnx.Module):
+    """One layer: attention and MLP on the residual stream."""
+
+    def __init__(
+        self,
+        layer: specs.Layer,
+        width: int,
+        *,
+        initialization: Initialization,
+        residual_scale: jax.Array,
+        rngs: nnx.Rngs,
+    ):
+        options = {
+            "initialization": initialization,
+            "residual_scale": residual_scale,
+            "rngs": rngs,
+        }
+        self.mixer_norm = Norm(layer.norm, width)
+        self.mixer = Attention(layer.mixer, width, **options)
+        self.mlp_norm = Norm(layer.norm, width)
+        self.mlp = Mlp(layer.mlp, width, **options)
+
+    def mix(
+        self, x: jax.Array, context: Context, cache: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Attention over this layer's keys, or over the cache once they are written to it."""
+        spec, constrain = self.mixer.spec, context.execution.constrain
+        q, k, v = self.mixer.project(x, context.positions)
+        q = constrain(q, ("batch", "sequence", "heads", None))
+        kv_positions, kv_segment_ids = context.positions, context.segment_ids
+        if cache is not None:
+            k, v = write(cache[0], context.slots, k), write(cache[1], context.slots, v)
+            cache = (k, v)
+            kv_positions, kv_segment_ids = context.cache.positions, context.cache.segment_ids
+        mixed = attend(
+            q,
+            k.astype(q.dtype),
+            v.astype(q.dtype),
+            positions=context.positions,
+            kv_positions=kv_positions,
+            segment_ids=context.segment_ids,
+            kv_segment_ids=kv_segment_ids,
+            window=spec.window,
+            scale=spec.scale,
+            softcap=spec.softcap,
+            bias_slopes=alibi_slopes(spec.heads) if spec.alibi else None,
+        )
+        mixed = checkpoint_name(mixed, "attention")
+        return self.mixer.out(mixed), cache
+
+    def __call__(
+        self, x: jax.Array, context: Context, cache: LayerCache | None, key: jax.Array | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        mixed, cache = self.mix(self.mixer_norm(x), context, cache)
+        x = x + dropout(mixed, context.dropout, keys[0])
+        x = x + dropout(self.mlp(self.mlp_norm(x)), context.dropout, keys[1])
+        return context.execution.constrain(x, ("batch", "sequence", None)), cache
+
+
+class Period(nnx.Module):
+    """The layers of one period; where stacked, each parameter has a leading axis of `repeat`."""
+
+    def __init__(self, layers: tuple[specs.Layer, ...], *, first: jax.Array, **options: object):
+        self.size = len(layers)
+        initialization, depth = options["initialization"], options.pop("depth")
+        for i, layer in enumerate(layers):
+            scale = initialization.residual_scale(depth, first + i)
+            setattr(self, f"layer_{i}", Block(layer, residual_scale=scale, **options))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Context,
+        caches: tuple[LayerCache, ...] | None,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[LayerCache, ...] | None]:
+        keys = [None] * self.size if key is None else jax.random.split(key, self.size)
+        written = []
+        for i in range(self.size):
+            block: Block = getattr(self, f"layer_{i}")
+            x, cache = block(x, context, None if caches is None else caches[i], keys[i])
+            written.append(cache)
+        return x, None if caches is None else tuple(written)
+
+
+def stack(
+    repeat: int, period: tuple[specs.Layer, ...], first: int, rngs: nnx.Rngs, **options: object
+) -> Period:
+    """`repeat` periods in one module, with their parameters stacked on a leading axis."""
+
+    @nnx.split_rngs(splits=repeat)
+    @nnx.vmap(in_axes=(0, 0), out_axes=0)
+    def make(rngs: nnx.Rngs, first: jax.Array) -> Period:
+        return Period(period, first=first, rngs=rngs, **options)
+
+    return make(rngs, first + len(period) * jnp.arange(repeat, dtype=jnp.float32))
+
+
+def scan_layers(
+    stacked: Period,
+    x: jax.Array,
+    context: Context,
+    caches: tuple[LayerCache, ...] | None,
+    key: jax.Array | None,
+    repeat: int,
+) -> tuple[jax.Array, tuple[LayerCache, ...] | None]:
+    """Runs the stacked periods one after the other, as one loop in the compiled program."""
+    graphdef, params = nnx.split(stacked)
+
+    def body(x: jax.Array, per_layer: tuple) -> tuple:
+        params, caches, key = per_layer
+        return nnx.merge(graphdef, params)(x, context, caches, key)
+
+    remat = context.execution.remat
+    if remat != "none":
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    keys = None if key is None else jax.random.split(key, repeat)
+    unroll = context.execution.unroll or repeat
+    return jax.lax.scan(body, x, (params, caches, keys), unroll=min(unroll, repeat))
+
+
+class Transformer(nnx.Module):
+    """Embeddings, groups of layers, a final norm and the language-model head."""
+
+    def __init__(self, spec: specs.ModelSpec, initialization: Initialization, rngs: nnx.Rngs):
+        self.spec = spec
+        std = initialization.base_std
+        table = normal(rngs.params(), (spec.vocab_size, spec.width), std)
+        self.embedding = param(table, ("vocab", "embed"))
+        if spec.learned_positions:
+            table = normal(rngs.params(), (spec.max_positions, spec.width), std)
+            self.position_embedding = param(table, ("positions", "embed"))
+        first = 0
+        for i, (repeat, period) in enumerate(spec.layers):
+            group = stack(
+                repeat,
+                period,
+                first,
+                rngs,
+                depth=spec.depth,
+                width=spec.width,
+                initialization=initialization,
+            )
+            setattr(self, f"group_{i}", group)
+            first += repeat * len(period)
+        if spec.final_norm is not None:
+            self.final_norm = Norm(spec.final_norm, spec.width)
+        if not spec.tied:
+            self.head = Projection(
+                (("embed", spec.width),),
+                (("vocab", spec.vocab_size),),
+                bias=False,
+                initialization=initialization,
+                rngs=rngs,
+            )
+
+    def embed(self, tokens: jax.Array, positions: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """int [B, S] -> [B, S, embed]."""
+        x = self.embedding[...].astype(dtype)[tokens]
+        if self.spec.learned_positions:
+            x += self.position_embedding[...].astype(dtype)[positions]
+        return x
+
+    def __call__(
+        self, tokens: jax.Array, context: Context, key: jax.Array | None
+    ) -> tuple[jax.Array, KVCache | None]:
+        keys = [None] * (len(self.spec.layers) + 1)
+        if key is not None:
+            keys = jax.random.split(key, len(keys))
+        x = self.embed(tokens, context.positions, context.execution.dtype)
+        x = dropout(x, context.dropout, keys[-1])
+        x = context.execution.constrain(x, ("batch", "sequence", None))
+        cache, written = context.cache, []
+        for i, (repeat, _) in enumerate(self.spec.layers):
+            caches = None if cache is None else cache.layers[i]
+            group = getattr(self, f"group_{i}")
+            x, caches = scan_layers(group, x, context, caches, keys[i], repeat)
+            written.append(caches)
+        if self.spec.final_norm is not None:
+            x = self.final_norm(x)
+        return x, None if cache is None else dataclasses.replace(cache, layers=tuple(written))

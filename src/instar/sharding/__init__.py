@@ -1,0 +1,1 @@
+"""The mesh, and which logical axes are laid along which of its axes."""

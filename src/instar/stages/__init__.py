@@ -1,0 +1,1 @@
+"""The recipes; each reads from top to bottom."""

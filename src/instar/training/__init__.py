@@ -1,0 +1,1 @@
+"""The one loop of all stages: state, optimizer, step, checkpoints, metrics."""

@@ -1,0 +1,65 @@
+"""The state of a run: one pytree that a checkpoint saves whole."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from instar.models.language_model import LanguageModel, Params
+from instar.models.parameters import Initialization
+from instar.sharding import rules
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What changes during training.
+
+    `step` (int32) counts steps, those dropped for a non-finite gradient included. `params` are
+    float32 masters. `buffers` is model state without gradients; `extras` is the stage's own.
+    `key` is the run's PRNG key: step s draws from fold_in(key, s).
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+    key: jax.Array
+    buffers: dict = dataclasses.field(default_factory=dict)
+    extras: dict = dataclasses.field(default_factory=dict)
+
+
+def make_initializer(
+    model: LanguageModel, optimizer: optax.GradientTransformation, initialization: Initialization
+) -> Callable[[jax.Array], TrainState]:
+    """The function key -> fresh state."""
+
+    def initialize(key: jax.Array) -> TrainState:
+        params_key, run_key = jax.random.split(key)
+        params = model.init(params_key, initialization)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), run_key)
+
+    return initialize
+
+
+def state_template(
+    initialize: Callable[[jax.Array], TrainState], mesh: Mesh, axes: dict
+) -> TrainState:
+    """The state as shapes with shardings: what initialisation fills and what a restore expects."""
+    shapes = jax.eval_shape(initialize, jax.random.key(0))
+    shardings = rules.state_shardings(mesh, shapes, axes)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def initialize_state(
+    initialize: Callable[[jax.Array], TrainState], template: TrainState, seed: int
+) -> TrainState:
+    """A fresh state, each part made on the devices that hold it."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
+    return jax.jit(initialize, out_shardings=shardings)(jax.random.key(seed))
