@@ -1,0 +1,135 @@
+"""How many parameters a model has and how many FLOP a token costs, from its spec alone.
+
+One convention everywhere, so that figures can be compared: *model* FLOPs in the sense of PaLM
+(Chowdhery et al. 2022, appendix B), that is, what the mathematics needs and not what a program
+happens to execute, with causal attention counted half:
+
+    forward FLOP for each token = 2 P + 4 * sum over layers of heads * head_dim * keys
+    train FLOP for each token   = 3 * forward
+
+P counts the parameters that a token is multiplied with: every matrix of every layer and the head,
+tied or not, but no embedding table (a look-up costs nothing) and no bias or norm. `keys` is the
+mean number of keys that a query sees, S/2 for a sequence of length S. The backward pass costs
+twice the forward pass. Recomputation of activations, padding of the vocabulary, softmax, norms and
+activation functions are not counted, and neither are the shorter segments of packed documents
+subtracted.
+
+PaLM's own formula, 6 N + 12 L H Q T, counts every key for every query (`keys` = S): it is larger
+by 6 L H Q T, which flatters long sequences.
+"""
+
+from dataclasses import dataclass
+
+from instar.models.spec import Attention, Layer, Mlp, ModelSpec, Norm
+
+# One multiplication and one addition.
+_FLOP_PER_MULTIPLY_ADD = 2
+# Gradients with respect to the inputs and to the weights each cost as much as the forward pass.
+_TRAIN_PASSES = 3
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """The parameters of a model.
+
+    Attributes:
+      total: all of them; a tied table counts once.
+      embedding: the tables of tokens and of learned positions.
+      head: the language-model head, 0 where it is tied to the table of tokens.
+      matrices: the matrices of the layers.
+      vectors: biases and the scales of norms.
+      matmul: what each token is multiplied with: `matrices` and a head of vocab_size x width, tied
+        or not.
+    """
+
+    total: int
+    embedding: int
+    head: int
+    matrices: int
+    vectors: int
+    matmul: int
+
+
+def parameter_count(spec: ModelSpec) -> ParameterCount:
+    """Counts the parameters that `instar.models` makes for a spec."""
+    vocabulary = spec.vocab_size * spec.width
+    embedding = vocabulary + spec.learned_positions * spec.max_positions * spec.width
+    head = 0 if spec.tied else vocabulary
+    matrices, vectors = 0, _norm_vectors(spec.final_norm, spec.width)
+    for repeat, period in spec.layers:
+        matrices += repeat * sum(_layer_matrices(layer, spec.width) for layer in period)
+        vectors += repeat * sum(_layer_vectors(layer, spec.width) for layer in period)
+    return ParameterCount(
+        total=embedding + head + matrices + vectors,
+        embedding=embedding,
+        head=head,
+        matrices=matrices,
+        vectors=vectors,
+        matmul=matrices + vocabulary,
+    )
+
+
+def visible_keys(sequence_length: int, window: int | None = None) -> float:
+    """The mean number of keys that one of `sequence_length` queries sees.
+
+    With a causal mask S/2, the area under the diagonal: the exact mean is (S + 1)/2, and the half
+    key is dropped as everybody drops it. A window w <= S cuts a triangle of side S - w off that
+    area: (S^2 - (S - w)^2) / 2S = w (1 - w / 2S), against the exact w (1 - (w - 1) / 2S).
+    """
+    seen = min(window or sequence_length, sequence_length)
+    return seen * (1 - seen / (2 * sequence_length))
+
+
+def forward_flops_per_token(spec: ModelSpec, sequence_length: int) -> float:
+    """FLOP of the forward pass for each token of a sequence, the logits included."""
+    matrices = _FLOP_PER_MULTIPLY_ADD * parameter_count(spec).matmul
+    attention = 0.0
+    for repeat, period in spec.layers:
+        for layer in period:
+            mixer = layer.mixer
+            keys = visible_keys(sequence_length, mixer.window)
+            # Each key is multiplied twice: with the query, and its value with the weight.
+            attention += repeat * 2 * mixer.heads * mixer.head_dim * keys
+    return matrices + _FLOP_PER_MULTIPLY_ADD * attention
+
+
+def train_flops_per_token(spec: ModelSpec, sequence_length: int) -> float:
+    """FLOP of a training step for each token of rows of `sequence_length` tokens."""
+    return _TRAIN_PASSES * forward_flops_per_token(spec, sequence_length)
+
+
+def mfu(flops_per_token: float, tokens_per_second: float, peak_flops: float) -> float:
+    """Model FLOPs utilisation in [0, 1] (Chowdhery et al. 2022, appendix B).
+
+    Args:
+      flops_per_token: `train_flops_per_token` of the model.
+      tokens_per_second: of the whole run, all devices together.
+      peak_flops: FLOP/s of all devices together.
+    """
+    return flops_per_token * tokens_per_second / peak_flops
+
+
+def _layer_matrices(layer: Layer, width: int) -> int:
+    mixer, mlp = layer.mixer, layer.mlp
+    # Queries and the output have all heads; keys and values may have fewer.
+    attention = 2 * width * mixer.head_dim * (mixer.heads + mixer.kv_heads)
+    return attention + (3 if mlp.gated else 2) * width * mlp.width
+
+
+def _layer_vectors(layer: Layer, width: int) -> int:
+    norms = 2 * _norm_vectors(layer.norm, width)
+    return norms + _attention_vectors(layer.mixer, width) + _mlp_vectors(layer.mlp, width)
+
+
+def _attention_vectors(mixer: Attention, width: int) -> int:
+    biases = mixer.bias * mixer.head_dim * (mixer.heads + 2 * mixer.kv_heads)
+    norms = 2 * _norm_vectors(mixer.qk_norm, mixer.head_dim)
+    return biases + mixer.out_bias * width + norms
+
+
+def _mlp_vectors(mlp: Mlp, width: int) -> int:
+    return mlp.bias * ((2 if mlp.gated else 1) * mlp.width + width)
+
+
+def _norm_vectors(norm: Norm | None, width: int) -> int:
+    return 0 if norm is None else (1 + norm.bias) * width
