@@ -20,7 +20,8 @@ class TrainState:
 
     `step` (int32) counts steps, those dropped for a non-finite gradient included. `params` are
     float32 masters. `buffers` is model state without gradients; `extras` is the stage's own.
-    `key` is the run's PRNG key: step s draws from fold_in(key, s).
+    `key` is the data of the run's PRNG key (uint32, so that it is saved like any array): step s
+    draws from `step_key`.
     """
 
     step: jax.Array
@@ -31,6 +32,11 @@ class TrainState:
     extras: dict = dataclasses.field(default_factory=dict)
 
 
+def step_key(state: TrainState) -> jax.Array:
+    """The PRNG key from which the coming step draws."""
+    return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+
 def make_initializer(
     model: LanguageModel, optimizer: optax.GradientTransformation, initialization: Initialization
 ) -> Callable[[jax.Array], TrainState]:
@@ -39,7 +45,8 @@ def make_initializer(
     def initialize(key: jax.Array) -> TrainState:
         params_key, run_key = jax.random.split(key)
         params = model.init(params_key, initialization)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), run_key)
+        key = jax.random.key_data(run_key)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
 
     return initialize
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from instar.training.optimizer import Schedule, clip_by_norm
-from instar.training.state import TrainState
+from instar.training.state import TrainState, step_key
 
 # (params, frozen, microbatch, key) -> (sum of the loss over targets, sums to report). The sums
 # hold `weight`, by which the loss and its gradient are divided once the whole batch is summed.
@@ -39,20 +39,33 @@ def accumulate(
     return jax.lax.fori_loop(0, count, lambda i, total: jax.tree.map(jnp.add, total, one(i)), zeros)
 
 
+def compile_step(step: Step, template: TrainState) -> Step:
+    """`step` as one compiled program that reuses the memory of the state it is given.
+
+    The new state is laid out exactly as `template` is, so that a run compiles once.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
 def make_step(
     loss_sums: LossSums,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
+    *,
+    learning_rate: float,
     clip_norm: float | None,
 ) -> Step:
-    """The pure step, to be jitted by the caller with the state donated.
+    """The pure step; `compile_step` makes it one program.
+
+    `learning_rate` is the peak that `optimizer` was made for; it is only reported.
 
     A step whose loss or gradient is not finite changes nothing but the step count, and reports
     `skipped` = 1: the decision is taken on the device, since metrics reach the host late.
     """
 
     def step(state: TrainState, frozen: object, inputs: dict) -> tuple[TrainState, dict]:
-        key = jax.random.fold_in(state.key, state.step)
+        key = step_key(state)
         grads, sums = accumulate(loss_sums, state.params, frozen, inputs, key)
         weight = jnp.maximum(sums["weight"], 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
@@ -72,7 +85,7 @@ def make_step(
         metrics = means | {
             "tokens": sums["weight"],
             "grad_norm": norm,
-            "learning_rate_share": share,
+            "learning_rate": learning_rate * share,
             "skipped": 1.0 - finite,
         }
         state = dataclasses.replace(

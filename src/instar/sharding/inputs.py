@@ -1,0 +1,75 @@
+"""From the rows of a step to arrays on the mesh."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from instar.errors import UserError
+from instar.sharding.rules import batch_sharding, batch_shards, replicated
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How the rows of a step become microbatches, and which of them this process reads.
+
+    Row i of a step is row i % `microbatch` of microbatch i // `microbatch`. Arrays are
+    [microbatches, microbatch, sequence], split over the mesh along their second dimension; a step
+    with fewer rows fills the first microbatches and leaves the rest zero.
+    """
+
+    mesh: Mesh
+    microbatches: int
+    microbatch: int
+
+    def check(self) -> None:
+        """Raises UserError where a microbatch does not divide over the mesh."""
+        shards = batch_shards(self.mesh)
+        if self.microbatch % shards:
+            raise UserError(
+                f"a microbatch of {self.microbatch} rows cannot be split evenly over "
+                f"mesh.data x mesh.fsdp = {shards}: make batch.microbatch a multiple of it"
+            )
+
+    def local_rows(self) -> np.ndarray:
+        """The rows of each microbatch that this process's devices hold, int [n], ascending."""
+        index_map = batch_sharding(self.mesh).addressable_devices_indices_map((self.microbatch,))
+        rows = {row for index in index_map.values() for row in range(self.microbatch)[index[0]]}
+        return np.asarray(sorted(rows))
+
+    def local_offsets(self, count: int) -> np.ndarray:
+        """Which of the `count` rows of a step this process reads, in the order `place` expects."""
+        starts = np.arange(0, count, self.microbatch)
+        return (starts[:, None] + self.local_rows()).reshape(-1)
+
+    def place(self, rows: dict[str, np.ndarray], count: int) -> dict[str, jax.Array]:
+        """This process's rows [local, sequence] of a step of `count` rows, as global arrays.
+
+        Adds `microbatches` (int32), the number of microbatches that hold rows.
+        """
+        sharding = batch_sharding(self.mesh, leading=1)
+        filled, local = count // self.microbatch, len(self.local_rows())
+
+        def array(values: np.ndarray) -> jax.Array:
+            values = values.reshape(filled, local, *values.shape[1:])
+            missing = self.microbatches - filled
+            if missing:
+                values = np.pad(values, ((0, missing), *((0, 0),) * (values.ndim - 1)))
+            shape = (self.microbatches, self.microbatch, *values.shape[2:])
+            return jax.make_array_from_process_local_data(sharding, values, shape)
+
+        placed = {name: array(values) for name, values in rows.items()}
+        number = jax.device_put(jnp.int32(filled), replicated(self.mesh))
+        return placed | {"microbatches": number}
+
+
+def place_rows(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """A batch [B, sequence] that every process holds whole, split over the mesh along B."""
+    sharding = batch_sharding(mesh)
+
+    def array(values: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return {name: array(values) for name, values in rows.items()}

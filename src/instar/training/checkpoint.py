@@ -1,0 +1,189 @@
+"""Checkpoints: asynchronous, atomic, verified; written and read by Orbax in this file alone.
+
+A checkpoint is a folder `checkpoints/STEP` that appears by one rename once it is whole:
+
+- `state/`: the `TrainState`, each array sharded as it lies on the mesh, readable on any other;
+- `input/input.json`: where the input goes on;
+- `config/config.json`: the resolved config of the run;
+- `lineage/lineage.json`: stage, parent, tokenizer, data, tokens seen, and the state's fingerprint.
+"""
+
+import contextlib
+import errno
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
+
+from instar.errors import RunError, UserError
+from instar.training.fingerprint import fingerprint
+from instar.training.state import TrainState
+
+JSON_ITEMS = ("input", "config", "lineage")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save: every `minutes`, replaced by the next; every `keep_steps` steps, kept.
+
+    The newest two are always there, so that one damaged checkpoint costs no more than the time
+    between two. Either policy may be None.
+    """
+
+    minutes: float | None = 10.0
+    keep_steps: int | None = None
+
+    def check(self) -> None:
+        if self.minutes is not None and not self.minutes > 0:
+            raise UserError(f"checkpoint.minutes must be positive or None, not {self.minutes}")
+        if self.keep_steps is not None and self.keep_steps < 1:
+            raise UserError(f"checkpoint.keep_steps must be at least 1, not {self.keep_steps}")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held, and the newer ones that were set aside because they are damaged."""
+
+    state: TrainState
+    input: dict
+    lineage: dict
+    step: int
+    damaged: tuple[str, ...] = ()
+
+
+class Checkpointer:
+    """Saves and restores the checkpoints of one run.
+
+    Args:
+      workdir: the run's folder; checkpoints lie in its `checkpoints/`.
+      clock: seconds, for the policy by time.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        config: CheckpointConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._directory = epath.Path(workdir) / "checkpoints"
+        self._config, self._clock = config, clock
+        self._last_time, self._last_step = clock(), -1
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        policies: list[keep.PreservationPolicy] = [keep.LatestN(2)]
+        if self._config.keep_steps is not None:
+            policies.append(keep.EveryNSteps(self._config.keep_steps))
+        json_handlers = {name: ocp.JsonCheckpointHandler(f"{name}.json") for name in JSON_ITEMS}
+        return ocp.CheckpointManager(
+            self._directory,
+            item_handlers={"state": ocp.StandardCheckpointHandler(), **json_handlers},
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=keep.AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+                save_root_metadata=False,
+            ),
+        )
+
+    def due(self, step: int) -> bool:
+        """Whether either policy asks for a checkpoint after `step` steps."""
+        minutes, keep_steps = self._config.minutes, self._config.keep_steps
+        by_time = minutes is not None and self._clock() - self._last_time >= 60 * minutes
+        return by_time or (keep_steps is not None and step % keep_steps == 0)
+
+    def save(
+        self, step: int, state: TrainState, *, input: dict, config: dict, lineage: dict
+    ) -> None:
+        """Starts a save and returns once the arrays are copied, so that they may be donated.
+
+        Raises:
+          RunError: this save, or the one before it, could not be written.
+        """
+        if step == self._last_step:
+            return
+        lineage = lineage | {"step": step, "fingerprint": fingerprint(state)}
+        items = {"input": input, "config": config, "lineage": lineage}
+        json_items = {name: ocp.args.JsonSave(value) for name, value in items.items()}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), **json_items)
+        with self._write_errors(step):
+            self._manager.save(step, args=args, force=True)
+        self._last_time, self._last_step = self._clock(), step
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk.
+
+        Raises:
+          RunError: it could not be written.
+        """
+        with self._write_errors(self._last_step):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder."""
+        self.wait()
+        self._manager.close()
+
+    @contextlib.contextmanager
+    def _write_errors(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            full = getattr(error, "errno", None) == errno.ENOSPC or "space" in str(error)
+            remedy = "free some space" if full else "see that the folder can be written to"
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(
+                f"the checkpoint of step {step} in {self._directory} could not be written "
+                f"({reason}): {remedy} and start again; the run goes on from the one before"
+            ) from error
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
+    def restore(self, template: TrainState) -> Restored | None:
+        """The newest whole checkpoint, laid out as `template` is; None where there is none yet.
+
+        A checkpoint that cannot be read, or whose state does not have the fingerprint that was
+        saved with it, is moved to `damaged/` and the one before it is taken.
+
+        Raises:
+          UserError: there are checkpoints and none of them can be read.
+        """
+        damaged: list[str] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._restore(step, template)
+            except Exception as error:  # whatever a damaged file makes its reader raise
+                damaged.append(self._set_aside(step, error))
+                continue
+            self._last_step = step
+            return Restored(*restored, step, tuple(damaged))
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self._directory} can be read ({'; '.join(damaged)}): "
+                "restore the folder from a copy, or start with a new workdir"
+            )
+        return None
+
+    def _restore(self, step: int, template: TrainState) -> tuple[TrainState, dict, dict]:
+        json_items = {name: ocp.args.JsonRestore() for name in ("input", "lineage")}
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(template), **json_items)
+        items = self._manager.restore(step, args=args)
+        if fingerprint(items.state) != items.lineage["fingerprint"]:
+            raise ValueError("the state's fingerprint is not the one that was saved with it")
+        return items.state, items.input, items.lineage
+
+    def _set_aside(self, step: int, error: Exception) -> str:
+        """Moves a damaged checkpoint out of the way and says why; nothing is deleted."""
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if jax.process_index() == 0:
+            aside = self._directory.parent / "damaged"
+            aside.mkdir(parents=True, exist_ok=True)
+            target = aside / f"{step}-{int(time.time())}"
+            (self._directory / str(step)).rename(target)
+        self._manager.reload()
+        return f"step {step}: {lines[0][:200]}"

@@ -1,0 +1,89 @@
+"""The folder of a run: whose it is, and what it says about itself."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from instar.errors import UserError
+
+# Sections that a restart may change: none of them changes what is computed from which input.
+CHANGEABLE = ("mesh", "execution", "checkpoint", "failure", "logging", "loader")
+
+
+def read_json(path: epath.Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      UserError: it is not there, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from None
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Writes a JSON file by way of a rename, so that it is never seen half-written."""
+    partial = path.parent / f"{path.name}.partial"
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(path)
+
+
+def claim(workdir: epath.Path, config: Mapping[str, Any]) -> None:
+    """Makes `workdir` the folder of the run of `config`, or sees that it already is.
+
+    Raises:
+      UserError: it cannot be written, or holds the run of another config (nothing is changed).
+    """
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        entries = sorted(entry.name for entry in workdir.iterdir())
+        if not path.exists():
+            if any(name in entries for name in ("checkpoints", "metrics.jsonl", "manifest.json")):
+                raise UserError(
+                    f"workdir {workdir} holds something else ({', '.join(entries[:5])}) and no "
+                    "config.json of a run: choose a new --workdir"
+                )
+            write_json(path, config)
+            return
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"workdir {workdir} cannot be written ({reason}): choose another --workdir, or change "
+            "its owner or mode"
+        ) from None
+    previous = read_json(path)
+    changed = [
+        f"{key} (was {old!r}, is {new!r})"
+        for key, old, new in differences(previous, config)
+        if key.split(".")[0] not in CHANGEABLE
+    ]
+    if changed:
+        raise UserError(
+            f"workdir {workdir} holds a run of another config: {'; '.join(changed[:6])}"
+            f"{' and more' if len(changed) > 6 else ''}; choose a new --workdir, or undo the change"
+        )
+    if previous != config:
+        write_json(path, config)
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The leaves in which two JSON values differ: (dotted key, value in a, value in b)."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in sorted(a.keys() | b.keys()):
+            yield from differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+    elif a != b:
+        yield prefix, a, b
+
+
+def record_start(workdir: epath.Path, step: int, *, facts: Mapping[str, Any]) -> None:
+    """Adds a start at `step` to run.json, beside the facts of the machine that it runs on."""
+    path = workdir / "run.json"
+    starts = read_json(path)["starts"] if path.exists() else []
+    write_json(path, {**facts, "starts": [*starts, {"step": step, "time": time.time()}]})
