@@ -99,7 +99,7 @@ fingerprint() {
 }
 
 install() {
-  "$venv/bin/python" -m pip install --disable-pip-version-check --quiet "$@" ||
+  "$venv/bin/python" -m pip install --disable-pip-version-check -qq "$@" ||
     fail "pip could not install into $venv (its message is above); check the connection to the \
 package index and the free disk space (about 2 GB), then run the same command again"
 }

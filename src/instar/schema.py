@@ -186,6 +186,14 @@ def container_of(kind: Any) -> Any:
     return None
 
 
+def item_of(container: Any) -> Any:
+    """The type of the entries of a ``tuple[X, ...]`` or ``dict[str, X]``; None for other tuples."""
+    arguments = typing.get_args(container)
+    if typing.get_origin(container) is dict:
+        return arguments[1]
+    return arguments[0] if is_variadic(container) else None
+
+
 def is_variadic(kind: Any) -> bool:
     return typing.get_args(kind)[1:] == (Ellipsis,)
 

@@ -1,0 +1,7 @@
+"""``python -m instar``."""
+
+import sys
+
+from instar.cli import main
+
+sys.exit(main())

@@ -1,0 +1,161 @@
+"""The command line: what reaches a command, and how each way of failing looks from outside."""
+
+import subprocess
+import sys
+
+import pytest
+
+from instar import cli
+
+COUNTER = '''
+from dataclasses import dataclass
+from instar.errors import RunError, UserError
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast."""
+    value: float = 0.5
+
+@dataclass(frozen=True)
+class CountConfig:
+    """What to count."""
+    steps: int
+    label: str = "x"
+    rates: tuple[Rate, ...] = ()
+    rate: Rate = Rate(2.0)
+
+def count(config, workdir):
+    print(f"{workdir}: {config}")
+    if config.label == "run":
+        raise RunError("the disk is full")
+    if config.label == "stop":
+        raise SystemExit(143)
+    if config.label == "bug":
+        raise ValueError("a bug")
+
+def report(workdir):
+    print(f"report of {workdir}")
+'''
+
+
+@pytest.fixture
+def instar(tmp_path, monkeypatch, capsys):
+    """Runs the command line in this process with a command `count`; gives (code, out, err)."""
+    (tmp_path / "counter_for_cli_tests.py").write_text(COUNTER)
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'steps': 3})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    module = "counter_for_cli_tests"
+    commands = {
+        "count": cli.Command("counts", f"{module}:count", f"{module}:CountConfig"),
+        "report": cli.Command("reports", f"{module}:report"),
+    }
+    monkeypatch.setattr(cli, "COMMANDS", commands)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        words = [str(config) if word == "CONFIG" else word for word in words]
+        code = cli.main(words)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    yield run
+    sys.modules.pop(module, None)
+
+
+def test_a_command_gets_its_config_with_overrides_in_both_spellings_and_its_folder(instar):
+    code, out, err = instar(
+        *("count", "--workdir=runs/a", "--config", "CONFIG"),
+        *("--config.label", "a=b", "--config.rate.value=-1"),
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith("runs/a: CountConfig(steps=3, label='a=b'")
+    assert "rate=Rate(value=-1.0)" in out
+
+
+def test_a_command_without_a_schema_takes_a_folder_only(instar):
+    assert instar("report", "--workdir", "runs/a") == (0, "report of runs/a\n", "")
+    code, _, err = instar("report", "--workdir", "runs/a", "--config.steps=1")
+    assert code == 2
+    assert "no option '--config.steps'" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "a command is needed: count, report"),
+        (["cuont"], "did you mean 'count'?"),
+        (["sing"], "the commands are count, report"),
+        (["count"], "--config is missing"),
+        (["count", "--config.steps=4", "--workdir", "w"], "--config is missing"),
+        (["count", "--config", "CONFIG"], "--workdir is missing"),
+        (["count", "--config"], "--config needs a value"),
+        (
+            ["count", "--config", "CONFIG", "--config.steps", "--workdir", "w"],
+            "--config.steps needs",
+        ),
+        (["count", "--config", "CONFIG", "--wokdir", "w"], "did you mean '--workdir'?"),
+        (["count", "CONFIG"], "is not an option"),
+        (["count", "--config", "none.py", "--workdir", "w"], "none.py does not exist"),
+        (["count", "--config", "CONFIG", "--workdir", "w", "--config.stpes=1"], "mean 'steps'?"),
+        (["count", "--config", "CONFIG", "--workdir", "w", "--config.=1"], "no such field"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_code_2(instar, words, message):
+    code, out, err = instar(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("instar: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_how_a_run_ends_is_told_by_its_exit_code(instar):
+    words = ["count", "--config", "CONFIG", "--workdir", "w"]
+    code, _, err = instar(*words, "--config.label=run")
+    assert (code, err) == (1, "instar: error: the disk is full\n")
+    with pytest.raises(SystemExit) as stopped:
+        instar(*words, "--config.label=stop")
+    assert stopped.value.code == 143
+    with pytest.raises(ValueError, match="a bug"):  # a traceback is what a bug should leave
+        instar(*words, "--config.label=bug")
+
+
+def test_help_lists_every_field_with_type_and_default(instar):
+    code, out, _ = instar("count", "--help")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert ["steps", "int", "required"] in lines
+    assert ["label", "str", "'x'"] in lines
+    assert ["rates", "list", "of", "Rate", "[]"] in lines
+    assert ["rates.0.value", "float", "0.5"] in lines
+    assert ["rate.value", "float", "2.0"] in lines  # the default instance's, not the class's
+    assert "  How fast." in out.splitlines()
+
+
+@pytest.mark.smoke
+def test_the_real_commands_exist():
+    """Every line of the table leads to a function and to a schema that help can describe."""
+    for name in cli.COMMANDS:
+        assert cli.main([name, "--help"]) == 0
+        assert callable(cli._imported(cli.COMMANDS[name].function))
+
+
+@pytest.mark.smoke
+def test_a_wrong_key_ends_the_real_process_with_one_sentence(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'optimizer': {'learing_rate': 1e-3}})\n"
+    )
+    words = [sys.executable, "-m", "instar", "pretrain", "--config", str(path)]
+    done = subprocess.run(
+        [*words, "--workdir", str(tmp_path / "run")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "instar: error: optimizer.learing_rate: there is no such field; "
+        "did you mean 'optimizer.learning_rate'?\n"
+    )
+    assert not (tmp_path / "run").exists()
