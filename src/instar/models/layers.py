@@ -50,9 +50,8 @@ class Projection(nnx.Module):
         fan_in = math.prod(size for _, size in inputs)
         kernel = normal(rngs.params(), sizes, initialization.kernel_std(fan_in)) * scale
         self.kernel = param(kernel, names, names[: len(inputs)])
-        self.bias = None
-        if bias:
-            self.bias = param(jnp.zeros(sizes[len(inputs) :]), names[len(inputs) :])
+        outer = slice(len(inputs), None)
+        self.bias = param(jnp.zeros(sizes[outer]), names[outer]) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(x.dtype)
