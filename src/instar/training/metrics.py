@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 import jax
@@ -122,9 +123,8 @@ class MetricsWriter:
         self._clock, self._sinks, self._samples = clock, [], None
         if not primary:
             return
-        # Whatever can be refused is refused before a file is touched.
-        if config.wandb_project is not None:
-            self._sinks.append(_WandbSink(workdir, config.wandb_project))
+        # Refused before a file is touched.
+        wandb = _import_wandb() if config.wandb_project is not None else None
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             self._sinks.append(_JsonSink(open_log(workdir / METRICS, resume_step)))
@@ -134,6 +134,8 @@ class MetricsWriter:
             raise UserError(f"the log of {workdir} cannot be written ({reason})") from None
         if config.tensorboard:
             self._sinks.append(_TensorBoardSink(workdir / TENSORBOARD, resume_step))
+        if wandb is not None:
+            self._sinks.append(_WandbSink(wandb, workdir, config.wandb_project))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one line of a step.
@@ -239,16 +241,12 @@ class _WandbSink:
     step is a metric instead, and the x axis of all others.
     """
 
-    def __init__(self, workdir: epath.Path, project: str):
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(
-                "logging.wandb_project is set, but wandb is not installed: install it with "
-                "`pip install wandb`, or set logging.wandb_project = None"
-            ) from None
+    def __init__(self, wandb: ModuleType, workdir: epath.Path, project: str):
         identity = hashlib.sha256(os.fspath(workdir.absolute()).encode()).hexdigest()[:16]
-        self._run = wandb.init(project=project, name=workdir.name, id=identity, resume="allow")
+        folder = None if "://" in os.fspath(workdir) else os.fspath(workdir)
+        self._run = wandb.init(
+            project=project, name=workdir.name, id=identity, resume="allow", dir=folder
+        )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -257,6 +255,17 @@ class _WandbSink:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _import_wandb() -> ModuleType:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            "logging.wandb_project is set, but wandb is not installed: install it with "
+            "`pip install wandb`, or set logging.wandb_project = None"
+        ) from None
+    return wandb
 
 
 def _flatten(tree: Any) -> Iterator[tuple[str, Any]]:
