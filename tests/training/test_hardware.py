@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from instar.training.hardware import CHIPS, describe_hardware, find_peak, measure_matmul_peak
+from instar.training.hardware import CHIPS, describe_hardware, measure_matmul_peak, peak_of_devices
 
 
 def devices(kind: str, count: int, platform: str = "gpu") -> list[SimpleNamespace]:
-    """What `find_peak` reads of a device, for kinds that this machine lacks."""
+    """What `peak_of_devices` reads of a device, for kinds that this machine lacks."""
     return [SimpleNamespace(device_kind=kind, platform=platform, process_index=0)] * count
 
 
@@ -27,7 +27,7 @@ def devices(kind: str, count: int, platform: str = "gpu") -> list[SimpleNamespac
     ],
 )
 def test_table_peak_is_of_all_devices_dense(kind: str, count: int, petaflops: float):
-    peak = find_peak(devices(kind, count))
+    peak = peak_of_devices(devices(kind, count))
     assert peak.flops == pytest.approx(petaflops * 1e15, rel=1e-3)
     assert not peak.measured and peak.dtype == "bfloat16"
 
@@ -41,7 +41,7 @@ def test_every_chip_is_one_that_could_exist():
 
 def test_unknown_kind_is_measured_and_says_so():
     started = time.perf_counter()
-    peak = find_peak()
+    peak = peak_of_devices()
     assert time.perf_counter() - started < 5  # 0.8 s and a compilation or two, on a busy machine
     assert peak.measured and peak.dtype == "float32" and peak.device_kind == "cpu"
     assert peak.devices == jax.device_count()

@@ -106,7 +106,7 @@ class Peak:
         return self.source == "measured"
 
 
-def find_peak(devices: Sequence[jax.Device] | None = None) -> Peak:
+def peak_of_devices(devices: Sequence[jax.Device] | None = None) -> Peak:
     """The peak of `devices` (all of the run's by default), from the table or else measured.
 
     Where it must be measured, this process measures one of its own devices; the devices of a
