@@ -195,10 +195,12 @@ def item_of(container: Any) -> Any:
 
 
 def is_variadic(kind: Any) -> bool:
+    """Whether a tuple type is ``tuple[X, ...]``."""
     return typing.get_args(kind)[1:] == (Ellipsis,)
 
 
 def jsonable(value: Any) -> Any:
+    """Returns `value` with dataclasses as dicts and tuples as lists, at every depth."""
     if dataclasses.is_dataclass(value):
         return to_dict(value)
     if isinstance(value, list | tuple):
@@ -232,10 +234,12 @@ def type_name(kind: Any) -> str:
 
 
 def join(path: str, key: Any) -> str:
+    """Returns the dotted path of `key` inside `path` (empty at the top)."""
     return f"{path}.{key}" if path else str(key)
 
 
 def value_text(value: Any) -> str:
+    """Returns a value, shortened, and its type, for a sentence."""
     return f"{reprlib.repr(value)} ({type(value).__name__})"
 
 
@@ -248,6 +252,7 @@ def _mismatch(value: Any, kind: Any, path: str) -> UserError:
 
 
 def unknown_key(key: Any, known: Mapping[str, Any], path: str) -> UserError:
+    """Returns the error for a `key` inside `path` that is none of the `known`."""
     close = difflib.get_close_matches(str(key), known, n=1)
     if close:
         hint = f"did you mean {join(path, close[0])!r}?"
