@@ -1,11 +1,15 @@
 """The command line: what reaches a command, and how each way of failing looks from outside."""
 
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from instar import cli
+from instar.config import load
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 COUNTER = '''
 from dataclasses import dataclass
@@ -139,7 +143,14 @@ def test_the_real_commands_exist():
     """Every line of the table leads to a function and to a schema that help can describe."""
     for name in cli.COMMANDS:
         assert cli.main([name, "--help"]) == 0
-        assert callable(cli._imported(cli.COMMANDS[name].function))
+        assert callable(cli.resolve(cli.COMMANDS[name].function))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.py")), ids=lambda path: path.stem)
+def test_every_config_that_is_shipped_fits_its_command(path):
+    command = {"data": "prepare"}.get(path.parent.name, path.parent.name)
+    load(str(path), [], cli.resolve(cli.COMMANDS[command].schema))
 
 
 @pytest.mark.smoke

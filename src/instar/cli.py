@@ -84,12 +84,13 @@ def _run(words: list[str]) -> None:
     if command.schema is not None:
         from instar.config import load
 
-        schema = _imported(command.schema)
+        schema = resolve(command.schema)
         function_arguments.insert(0, load(options.config, options.overrides, schema))
-    _imported(command.function)(*function_arguments)
+    resolve(command.function)(*function_arguments)
 
 
-def _imported(reference: str) -> Any:
+def resolve(reference: str) -> Any:
+    """Imports what ``module:name`` names."""
     module, name = reference.split(":")
     return getattr(importlib.import_module(module), name)
 
@@ -164,7 +165,7 @@ def _command_help(name: str, command: Command) -> str:
     usage = f"usage: instar {name} --workdir DIR"
     if command.schema is None:
         return f"{usage}\n\n{name} {command.summary}."
-    schema = _imported(command.schema)
+    schema = resolve(command.schema)
     return "\n".join(
         [
             f"usage: instar {name} --config FILE --workdir DIR [--config.FIELD=VALUE ...]",
