@@ -10,8 +10,8 @@ import instar
 
 ROOT = pathlib.Path(instar.__file__).parent
 
-# What every room may use: the two ways of failing, and configs.
-COMMONS = {"errors", "config", "schema"}
+# What every room may use: the two ways of failing, configs, and the folder of a run.
+COMMONS = {"errors", "config", "schema", "workdir"}
 
 # Each room and the rooms that it may import, itself and the commons aside.
 MAY_IMPORT = {
@@ -37,6 +37,7 @@ MODULES = {
     "errors": set(),
     "schema": {"errors"},
     "config": {"errors", "schema"},
+    "workdir": {"errors"},
     "cli": {*MAY_IMPORT, *COMMONS},
     "__init__": {*MAY_IMPORT, *COMMONS} - {"stages"},
     "__main__": {"cli"},

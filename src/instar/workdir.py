@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what it says about itself."""
+"""The folder of a run or of a prepared data set: whose it is, and what it says about itself."""
 
 import json
 import time
@@ -35,10 +35,10 @@ def write_json(path: epath.Path, value: Any) -> None:
 
 
 def claim(workdir: epath.Path, config: Mapping[str, Any]) -> None:
-    """Makes `workdir` the folder of the run of `config`, or sees that it already is.
+    """Makes `workdir` the folder of what `config` describes, or sees that it already is.
 
     Raises:
-      UserError: it cannot be written, or holds the run of another config (nothing is changed).
+      UserError: it cannot be written, or belongs to another config (nothing is changed).
     """
     path = workdir / "config.json"
     try:
@@ -48,7 +48,7 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> None:
             if any(name in entries for name in ("checkpoints", "metrics.jsonl", "manifest.json")):
                 raise UserError(
                     f"workdir {workdir} holds something else ({', '.join(entries[:5])}) and no "
-                    "config.json of a run: choose a new --workdir"
+                    "config.json: choose a new --workdir"
                 )
             write_json(path, config)
             return
@@ -66,7 +66,7 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> None:
     ]
     if changed:
         raise UserError(
-            f"workdir {workdir} holds a run of another config: {'; '.join(changed[:6])}"
+            f"workdir {workdir} belongs to another config: {'; '.join(changed[:6])}"
             f"{' and more' if len(changed) > 6 else ''}; choose a new --workdir, or undo the change"
         )
     if previous != config:

@@ -46,7 +46,7 @@ def slots_for(cache: KVCache, segment_ids: jax.Array) -> jax.Array:
 
 
 def write(buffer: jax.Array, slots: jax.Array, values: jax.Array) -> jax.Array:
-    """Puts values [B, S, ...] at `slots` [B, S] of a buffer [B, capacity, ...]; past-the-end drops."""
+    """Puts values [B, S, ...] at `slots` [B, S] of a buffer [B, capacity, ...]; none past its end."""
     rows = jnp.arange(buffer.shape[0])[:, None]
     return buffer.at[rows, slots].set(values.astype(buffer.dtype), mode="drop")
 

@@ -13,8 +13,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from instar.config import to_dict
-from instar.data.dataset import TokenDataset, TrainingRows
-from instar.data.loader import LoaderConfig, batches, held_out_batches
+from instar.data.dataset import TokenDataset
+from instar.data.loader import LoaderConfig, batches
+from instar.data.rows import HeldOutRows, TrainingRows
 from instar.errors import UserError
 from instar.evaluation.perplexity import evaluate, make_evaluation_step
 from instar.evaluation.report import write_report
@@ -32,13 +33,13 @@ from instar.sharding.processes import join_processes
 from instar.training.checkpoint import CheckpointConfig
 from instar.training.failure import FailureConfig
 from instar.training.flops import train_flops_per_token
-from instar.training.hardware import describe_hardware, peak_of_devices
+from instar.training.hardware import describe_hardware, find_peak
 from instar.training.loop import Evaluation, LoopConfig, Position, Stage, train
 from instar.training.metrics import LoggingConfig
 from instar.training.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer, make_schedule
 from instar.training.state import TrainState, initialize_state, make_initializer, state_template
 from instar.training.step import LossSums, compile_step, make_step
-from instar.training.workdir import claim, record_start
+from instar.workdir import claim, record_start
 
 # --- Configuration ------------------------------------------------------------------------------
 
@@ -76,7 +77,8 @@ class BatchConfig:
         micro = self.microbatch or self.size
         if self.size < 1 or micro < 1 or self.size % micro:
             raise UserError(
-                f"batch.size ({self.size}) must be a positive multiple of batch.microbatch ({micro})"
+                f"batch.size ({self.size}) must be a positive multiple of "
+                f"batch.microbatch ({micro})"
             )
         ramp = self.ramp
         if ramp is None:
@@ -211,7 +213,7 @@ def pretrain(config: PretrainConfig, workdir: str) -> TrainState:
 
     # Only now is anything written.
     claim(folder, run_config)
-    peak = peak_of_devices()
+    peak = find_peak()
     facts = {"hardware": describe_hardware(), "mesh": dict(mesh.shape), "peak": to_dict(peak)}
     stage = Stage(
         name="pretrain",
@@ -345,7 +347,9 @@ def make_evaluations(
     settings = config.evaluation
     size = settings.batch or config.batch.microbatch or config.batch.size
     add = make_evaluation_step(model, config.execution.loss_chunk)
-    held_out = held_out_batches(dataset, config.data.sequence_length, size, settings.rows)
+    held_out = HeldOutRows(
+        dataset, sequence_length=config.data.sequence_length, batch=size, limit=settings.rows
+    )
 
     def measure(state: TrainState) -> tuple[dict, list]:
         placed = (place_rows(mesh, batch) for batch in held_out)

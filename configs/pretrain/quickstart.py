@@ -1,0 +1,31 @@
+"""A small LLaMA on film reviews, on two CPU cores.
+
+    ./launch/local.sh quickstart
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            data=dict(path="runs/quickstart/data", sequence_length=64),
+            model=dict(
+                family="llama", depth=4, width=128, heads=4, mlp_width=352, tied=True, qk_norm=True
+            ),
+            batch=dict(size=32),
+            steps=1500,
+            optimizer=dict(
+                name="muon", muon_learning_rate=0.02, learning_rate=4e-3, weight_decay=0.0
+            ),
+            schedule=dict(kind="linear", warmup_steps=50, final_fraction=0.0),
+            # Two cores gain nothing from a loop in the compiled program.
+            execution=dict(unroll=0),
+            checkpoint=dict(minutes=1.0),
+            evaluation=dict(
+                every=500,
+                prompts=("The film", "I have seen", "This movie is", "The acting"),
+                sampling=dict(max_new_tokens=60, temperature=0.8, top_p=0.95),
+            ),
+        )
+    )

@@ -1,0 +1,157 @@
+"""A prepared data set: token shards, documents, pack indexes and tokenizer, opened for reading."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import grain
+import numpy as np
+from etils import epath
+
+from instar.data.arrays import load_arrays
+from instar.data.packing import PackIndex
+from instar.data.tokenizer import Tokenizer, load_tokenizer
+from instar.errors import UserError
+from instar.workdir import read_json
+
+Split = Literal["train", "held_out"]
+FORMAT = 1
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """How token ids are stored: uint16 where they fit, else uint32; little-endian."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What is known of each document of a source, arrays [D].
+
+    `first_record` is the number of its first record in the shards, `tokens` its length with BOS
+    and EOS, `bytes` that of its text in UTF-8, `held_out` whether it is kept from training.
+    """
+
+    first_record: np.ndarray
+    tokens: np.ndarray
+    bytes: np.ndarray
+    held_out: np.ndarray
+
+    def of(self, split: Split) -> np.ndarray:
+        """The numbers of a split's documents, ascending."""
+        return np.flatnonzero(self.held_out == (split == "held_out"))
+
+
+class TokenSource:
+    """One source of a prepared data set."""
+
+    def __init__(self, folder: epath.Path, facts: dict, vocab_size: int, record_tokens: int):
+        self.name, self.facts = folder.name, facts
+        self._folder, self._record_tokens = folder, record_tokens
+        self._dtype = token_dtype(vocab_size)
+
+    @functools.cached_property
+    def documents(self) -> Documents:
+        return Documents(**load_arrays(self._folder / "documents.npz"))
+
+    @functools.cached_property
+    def _records(self) -> grain.sources.ArrayRecordDataSource:
+        return grain.sources.ArrayRecordDataSource(
+            [str(self._folder / name) for name in self.facts["shards"]]
+        )
+
+    def pack_index(self, split: Split, sequence_length: int) -> PackIndex:
+        """How this split is packed into rows of `sequence_length`.
+
+        Raises:
+          UserError: it was not packed for that length.
+        """
+        path = self._folder / f"pack-{split}-{sequence_length}.npz"
+        if not path.exists():
+            lengths = sorted(
+                int(p.name.split("-")[-1].removesuffix(".npz"))
+                for p in self._folder.glob(f"pack-{split}-*.npz")
+            )
+            raise UserError(
+                f"{self._folder} is not packed for rows of {sequence_length} tokens, only of "
+                f"{lengths}: use one of these as data.sequence_length, or add "
+                f"{sequence_length} to the data config's sequence_lengths and prepare again"
+            )
+        return PackIndex(**load_arrays(path))
+
+    def read_spans(self, document: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """The tokens of spans, one after the other: int32 [sum of `length`]."""
+        size = self._record_tokens
+        first, last = start // size, (start + length - 1) // size
+        counts = last - first + 1
+        span = np.repeat(np.arange(len(document)), counts)
+        piece = np.arange(len(span)) - np.repeat(np.cumsum(counts) - counts, counts) + first[span]
+        wanted, inverse = np.unique(
+            self.documents.first_record[document[span]] + piece, return_inverse=True
+        )
+        records = self._records.__getitems__(wanted.tolist())
+        begin = np.maximum(start[span] - piece * size, 0).tolist()
+        end = np.minimum(start[span] + length[span] - piece * size, size).tolist()
+        arrays = [np.frombuffer(record, self._dtype) for record in records]
+        pieces = zip(inverse.tolist(), begin, end, strict=True)
+        return np.concatenate([arrays[i][a:b] for i, a, b in pieces]).astype(np.int32)
+
+    def document_tokens(self, documents: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """The tokens of whole documents, BOS and EOS included: int32 arrays."""
+        documents = np.asarray(documents, np.int64)
+        lengths = self.documents.tokens[documents]
+        tokens = self.read_spans(documents, np.zeros_like(lengths), lengths)
+        return np.split(tokens, np.cumsum(lengths)[:-1])
+
+
+@dataclass(frozen=True)
+class TokenDataset:
+    """What `instar prepare` wrote: the sources by name, the tokenizer, the manifest."""
+
+    path: epath.Path
+    manifest: dict
+    tokenizer: Tokenizer
+    sources: dict[str, TokenSource]
+
+    @classmethod
+    def open(cls, path: epath.PathLike) -> "TokenDataset":
+        """Opens a data set; its arrays are read when they are first used.
+
+        Raises:
+          UserError: it is not there, not whole, of another format, or its tokenizer has changed.
+        """
+        folder = epath.Path(path)
+        if not (folder / "manifest.json").exists():
+            state = "is not finished" if (folder / "config.json").exists() else "does not exist"
+            raise UserError(
+                f"the data set {folder} {state}: run instar prepare --config configs/data/... "
+                f"--workdir {folder}"
+            )
+        manifest = read_json(folder / "manifest.json")
+        if manifest.get("format") != FORMAT:
+            raise UserError(
+                f"{folder} has the format {manifest.get('format')}, and this version reads "
+                f"{FORMAT}: prepare it again in a new folder"
+            )
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        if tokenizer.digest != manifest["tokenizer"]:
+            raise UserError(
+                f"the tokenizer in {folder}/tokenizer is not the one that the tokens were made "
+                "with: restore it, or prepare the data again in a new folder"
+            )
+        sources = {
+            name: TokenSource(
+                folder / name, facts, tokenizer.vocab_size, manifest["config"]["record_tokens"]
+            )
+            for name, facts in manifest["sources"].items()
+        }
+        return cls(folder, manifest, tokenizer, sources)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the tokenizer's digest and those of all shards, wherever they lie."""
+        shards = {name: source.facts["shards"] for name, source in self.sources.items()}
+        content = json.dumps([self.manifest["tokenizer"], shards], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
