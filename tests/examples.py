@@ -1,0 +1,123 @@
+"""Small models and inputs that the numerical tests share, all drawn from fixed seeds."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from instar.families import gpt3, llama
+from instar.models.language_model import LanguageModel
+from instar.models.spec import Attention, Layer, Mlp, ModelSpec, Norm, Rotary
+
+# Sizes are odd where they may be, and heads x head_dim is not the width: a transposed or confused
+# axis then fails on its shape or shows in the values.
+GPT = gpt3.gpt3(
+    depth=3, width=21, heads=3, head_dim=5, mlp_width=33, vocab_size=37, max_positions=29
+)
+LLAMA = llama.llama(
+    depth=2, width=22, heads=6, kv_heads=2, head_dim=10, mlp_width=29, vocab_size=41, qk_norm=True
+)
+
+_LAYER_NORM, _RMS_NORM = Norm("layer", 1e-5, bias=True), Norm("rms", 1e-6)
+_LOCAL = Layer(
+    Attention(heads=4, kv_heads=2, head_dim=6, bias=True, window=3, rotary=Rotary(theta=100.0)),
+    Mlp(17, "gelu", gated=True, bias=True),
+    _RMS_NORM,
+)
+_PARTIAL = Layer(
+    Attention(
+        heads=3,
+        kv_heads=1,
+        head_dim=8,
+        out_bias=True,
+        rotary=Rotary(fraction=0.5, style="interleaved"),
+        qk_norm=_LAYER_NORM,
+        softcap=2.5,
+        scale=0.7,
+    ),
+    Mlp(31, "silu"),
+    Norm("layer", 1e-3),
+)
+_ALIBI = Layer(
+    Attention(heads=6, kv_heads=3, head_dim=7, alibi=True, window=5),
+    Mlp(13, "relu", bias=True),
+    _LAYER_NORM,
+)
+# Several groups, and a period of two unlike layers; six heads of ALiBi are no power of two.
+MIXED = ModelSpec(
+    vocab_size=43,
+    width=19,
+    max_positions=64,
+    layers=((2, (_LOCAL, _PARTIAL)), (1, (_ALIBI,)), (2, (_PARTIAL,))),
+    final_norm=None,
+)
+SPECS = {"gpt": GPT, "llama": LLAMA, "mixed": MIXED}
+
+
+def random_params(model: LanguageModel, seed: int, dtype: type = np.float32) -> dict:
+    """Parameters with no zeros and no ones: biases and the scales of norms are random too."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name, values = path[-1].key, rng.standard_normal(leaf.shape)
+        if name == "scale":
+            values = 1 + 0.4 * values
+        elif name == "bias":
+            values = 0.5 * values
+        elif name == "kernel":
+            values = 0.4 * values
+        return values.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, model.shapes)
+
+
+def packed_batch(seed: int, lengths: list[list[int]], length: int, vocab_size: int) -> dict:
+    """Rows [B, length] of documents with these lengths, then padding; as the loader makes them.
+
+    The weights are uneven, and 0 on padding and on the last token of each document.
+    """
+    rng = np.random.default_rng(seed)
+    batch = {
+        "tokens": np.zeros((len(lengths), length), np.int32),
+        "targets": np.zeros((len(lengths), length), np.int32),
+        "weights": np.zeros((len(lengths), length), np.float32),
+        "positions": np.zeros((len(lengths), length), np.int32),
+        "segment_ids": np.zeros((len(lengths), length), np.int32),
+    }
+    for row, documents in enumerate(lengths):
+        start = 0
+        for segment, size in enumerate(documents, start=1):
+            span = (row, slice(start, start + size))
+            tokens = rng.integers(0, vocab_size, size + 1)
+            batch["tokens"][span], batch["targets"][span] = tokens[:-1], tokens[1:]
+            batch["weights"][span] = rng.uniform(0.5, 2.0, size)
+            batch["weights"][row, start + size - 1] = 0
+            batch["positions"][span] = np.arange(size)
+            batch["segment_ids"][span] = segment
+            start += size
+        assert start <= length
+    return batch
+
+
+def with_mixer(spec: ModelSpec, **changes: object) -> ModelSpec:
+    """`spec` with the attention of every layer changed."""
+
+    def change(layer: Layer) -> Layer:
+        return dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, **changes))
+
+    return spec.replace(layers=tuple((n, tuple(map(change, period))) for n, period in spec.layers))
+
+
+@contextlib.contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Leaves out XLA's slow optimisations where a program is compiled to be run once or twice.
+
+    Partitioning over the mesh, loops and donation are as ever.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
