@@ -12,7 +12,7 @@ erf = np.vectorize(math.erf)
 
 
 def norm(x: np.ndarray, spec, params: dict) -> np.ndarray:
-    """LayerNorm: (x - mean) / sqrt(variance + eps) * g + b; RMSNorm: x / sqrt(mean x^2 + eps) * g."""
+    """LayerNorm, (x - mean) / sqrt(variance + eps) * g + b, or RMSNorm without mean and b."""
     if spec.kind == "layer":
         x = (x - np.mean(x, -1, keepdims=True)) / np.sqrt(
             np.var(x, -1, keepdims=True) + spec.epsilon
@@ -56,14 +56,12 @@ def alibi_slope(head: int, heads: int) -> float:
     return 2 ** (-8 * (2 * (head - power) + 1) / (2 * power))
 
 
-def visible(
-    i: int, j: int, positions: np.ndarray, segments: np.ndarray, window, prefix: int
-) -> bool:
+def visible(i: int, j: int, positions: np.ndarray, segments: np.ndarray, window) -> bool:
     """Whether query i sees key j of the same row."""
     if segments[j] == 0 or segments[i] != segments[j]:
         return False
     distance = positions[i] - positions[j]
-    return positions[j] < prefix or (distance >= 0 and (window is None or distance < window))
+    return distance >= 0 and (window is None or distance < window)
 
 
 def attention_row(x: np.ndarray, positions: np.ndarray, segments: np.ndarray, spec, params: dict):
@@ -81,7 +79,7 @@ def attention_row(x: np.ndarray, positions: np.ndarray, segments: np.ndarray, sp
             np.array(
                 [
                     [rotate_vector(head, p, spec.rotary) for head in row]
-                    for row, p in zip(a, positions)
+                    for row, p in zip(a, positions, strict=True)
                 ]
             )
             for a in (q, k)
@@ -91,7 +89,7 @@ def attention_row(x: np.ndarray, positions: np.ndarray, segments: np.ndarray, sp
     for h in range(spec.heads):
         shared = h // (spec.heads // spec.kv_heads)
         for i in range(len(x)):
-            seen = [j for j in range(len(x)) if visible(i, j, positions, segments, spec.window, 0)]
+            seen = [j for j in range(len(x)) if visible(i, j, positions, segments, spec.window)]
             if not seen:
                 continue
             logits = np.array([q[i, h] @ k[j, shared] * scale for j in seen])
@@ -102,7 +100,7 @@ def attention_row(x: np.ndarray, positions: np.ndarray, segments: np.ndarray, sp
                 logits = logits - alibi_slope(h, spec.heads) * distances
             weights = np.exp(logits - logits.max())
             weights /= weights.sum()
-            mixed[i, h] = sum(w * v[j, shared] for w, j in zip(weights, seen))
+            mixed[i, h] = sum(w * v[j, shared] for w, j in zip(weights, seen, strict=True))
     out = np.einsum("shd,hde->se", mixed, params["out"]["kernel"])
     return out + params["out"]["bias"] if spec.out_bias else out
 
@@ -139,7 +137,7 @@ def logits(spec, params, tokens, positions=None, segments=None) -> np.ndarray:
     if segments is None:
         segments = np.ones(tokens.shape, int)
     rows = []
-    for row_tokens, row_positions, row_segments in zip(tokens, positions, segments):
+    for row_tokens, row_positions, row_segments in zip(tokens, positions, segments, strict=True):
         x = params["embedding"][row_tokens]
         if spec.learned_positions:
             x = x + params["position_embedding"][row_positions]

@@ -85,8 +85,7 @@ def test_gradients_equal_differences_of_the_numpy_forward():
         with jax.enable_x64(True), quick_compilation():
             model, params, batch = example(spec, np.float64)
             gradient = jax.jit(jax.grad(functools.partial(surrogate, model)))(params, batch)
-        rng = np.random.default_rng(3)
-        direction = jax.tree.map(lambda x: rng.standard_normal(x.shape), params)
+        direction = random_params(model, 3, np.float64)
 
         def along(step, spec=spec, params=params, batch=batch, direction=direction):
             moved = jax.tree.map(lambda x, d: x + step * d, params, direction)
