@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from instar.config import build, load, to_dict
 from instar.errors import UserError
 
+pytestmark = pytest.mark.smoke
+
 
 @dataclass(frozen=True)
 class Schedule:

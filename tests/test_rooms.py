@@ -11,35 +11,33 @@ import instar
 ROOT = pathlib.Path(instar.__file__).parent
 
 # What every room may use: the two ways of failing, configs, and the folder of a run.
-COMMONS = {"errors", "config", "schema", "workdir"}
+COMMONS = {"errors", "config", "schema"}
 
-# Each room and the rooms that it may import, itself and the commons aside.
+BELOW_EVALUATION = {
+    *("models", "families", "sharding", "data", "objectives", "training", "generation"),
+}
+
+# Each room and the rooms (or modules beside them) that it may import, itself and the commons aside.
 MAY_IMPORT = {
     "models": set(),
     "objectives": set(),
-    "data": set(),
+    "data": {"workdir"},
     "families": {"models"},
     "sharding": {"models"},
-    "training": {"models", "objectives", "sharding"},
+    "training": {"models", "objectives", "sharding", "workdir"},
     "generation": {"models", "sharding"},
-    "evaluation": {
-        *("models", "families", "sharding", "data", "objectives", "training", "generation"),
-    },
-    "stages": {
-        *("models", "families", "sharding", "data", "objectives", "training", "generation"),
-        "evaluation",
-    },
+    "evaluation": BELOW_EVALUATION | {"workdir"},
+    "stages": BELOW_EVALUATION | {"evaluation", "workdir"},
 }
 
-# Modules at the top: the engine, which knows no room, and the command line, which only knows where
-# the commands' functions are.
+# The modules beside the rooms. Only the command line knows the stages.
 MODULES = {
     "errors": set(),
     "schema": {"errors"},
     "config": {"errors", "schema"},
     "workdir": {"errors"},
     "cli": {*MAY_IMPORT, *COMMONS},
-    "__init__": {*MAY_IMPORT, *COMMONS} - {"stages"},
+    "__init__": BELOW_EVALUATION | {"evaluation"} | COMMONS,
     "__main__": {"cli"},
 }
 
@@ -106,6 +104,8 @@ def test_imports_stay_in_their_direction(path):
     ("room", "source", "found"),
     [
         ("models", "from instar.data import dataset", ["data"]),
+        ("models", "from instar.workdir import read_json", ["workdir"]),
+        ("workdir", "from instar.data import dataset", ["data"]),
         ("models", "import instar.sharding.rules", ["sharding"]),
         ("objectives", "from instar import models", ["models"]),
         ("data", "def lazily():\n    from instar.models.spec import ModelSpec", ["models"]),
@@ -115,6 +115,7 @@ def test_imports_stay_in_their_direction(path):
         ("evaluation", "if True:\n    import instar.stages.pretrain as p", ["stages"]),
         ("stages", "from instar.cli import main", ["cli"]),
         ("config", "from instar.data.prepare import prepare", ["data"]),
+        ("__init__", "from instar.stages.pretrain import pretrain", ["stages"]),
         ("training", "from instar.errors import UserError\nimport jax", []),
         ("data", "from . import loader\nfrom .loader import batches", []),
     ],
