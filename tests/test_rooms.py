@@ -10,7 +10,7 @@ import instar
 
 ROOT = pathlib.Path(instar.__file__).parent
 
-# What every room may use: the two ways of failing, configs, and the folder of a run.
+# What every room may use: the two ways of failing, and configs.
 COMMONS = {"errors", "config", "schema"}
 
 BELOW_EVALUATION = {
