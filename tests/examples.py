@@ -50,7 +50,7 @@ MIXED = ModelSpec(
     vocab_size=43,
     width=19,
     max_positions=64,
-    layers=((2, (_LOCAL, _PARTIAL)), (1, (_ALIBI,)), (2, (_PARTIAL,))),
+    layers=((2, (_LOCAL, _PARTIAL)), (1, (_ALIBI,))),
     final_norm=None,
 )
 SPECS = {"gpt": GPT, "llama": LLAMA, "mixed": MIXED}

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from instar.errors import UserError
 from instar.models.spec import ModelSpec
 
 LayerCache = tuple[jax.Array, jax.Array]
@@ -27,7 +28,16 @@ class KVCache:
 
 
 def init_cache(spec: ModelSpec, batch: int, capacity: int, dtype: jnp.dtype) -> KVCache:
-    """An empty cache for `batch` rows of up to `capacity` tokens."""
+    """An empty cache for `batch` rows of up to `capacity` tokens.
+
+    Raises:
+      UserError: the model has no learned position for the last of them.
+    """
+    if spec.learned_positions and capacity > spec.max_positions:
+        raise UserError(
+            f"{capacity} tokens, prompt and new ones together, exceed the {spec.max_positions} "
+            "learned positions of the model: shorten one of them"
+        )
 
     def empty(repeat: int, layer) -> LayerCache:
         shape = (repeat, batch, capacity, layer.mixer.kv_heads, layer.mixer.head_dim)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from instar.errors import UserError
 from instar.models.cache import KVCache, advance, slots_for
 from instar.models.parameters import Initialization, logical_axes
 from instar.models.spec import ModelSpec
@@ -62,8 +63,16 @@ class LanguageModel:
 
         Returns:
           hidden [B, S, embed] in the compute dtype, and `aux`: {"cache": ...} where one was given.
+
+        Raises:
+          UserError: the rows are longer than the learned positions, which would repeat the last.
         """
         if positions is None:
+            limit = self.spec.max_positions
+            if self.spec.learned_positions and tokens.shape[1] > limit:
+                raise UserError(
+                    f"{tokens.shape[1]} tokens exceed the {limit} learned positions of the model"
+                )
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         if segment_ids is None:
             segment_ids = jnp.ones(tokens.shape, jnp.int32)
