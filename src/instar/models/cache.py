@@ -56,7 +56,7 @@ def slots_for(cache: KVCache, segment_ids: jax.Array) -> jax.Array:
 
 
 def write(buffer: jax.Array, slots: jax.Array, values: jax.Array) -> jax.Array:
-    """Puts values [B, S, ...] at `slots` [B, S] of a buffer [B, capacity, ...]; none past its end."""
+    """Puts values [B, S, ...] at `slots` [B, S] of a buffer [B, capacity, ...], or drops them."""
     rows = jnp.arange(buffer.shape[0])[:, None]
     return buffer.at[rows, slots].set(values.astype(buffer.dtype), mode="drop")
 
