@@ -1,6 +1,6 @@
 """A small LLaMA on film reviews, on two CPU cores.
 
-    ./launch/local.sh quickstart
+./launch/local.sh quickstart
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
 """The pack index: what is in which row, from the lengths of documents alone."""
 
 import collections
+import itertools
 
 import numpy as np
 from hypothesis import given
@@ -15,7 +16,7 @@ def spans(index: PackIndex) -> list[list[tuple[int, int, int]]]:
     """Each row's (document, start, length)."""
     columns = zip(index.document.tolist(), index.start.tolist(), index.length.tolist(), strict=True)
     every, bounds = list(columns), index.row_offsets.tolist()
-    return [every[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [every[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def predicted(index: PackIndex) -> collections.Counter:

@@ -33,7 +33,7 @@ from instar.sharding.processes import join_processes
 from instar.training.checkpoint import CheckpointConfig
 from instar.training.failure import FailureConfig
 from instar.training.flops import train_flops_per_token
-from instar.training.hardware import describe_hardware, find_peak
+from instar.training.hardware import describe_hardware, peak_of_devices
 from instar.training.loop import Evaluation, LoopConfig, Position, Stage, train
 from instar.training.metrics import LoggingConfig
 from instar.training.optimizer import OptimizerConfig, ScheduleConfig, make_optimizer, make_schedule
@@ -213,7 +213,7 @@ def pretrain(config: PretrainConfig, workdir: str) -> TrainState:
 
     # Only now is anything written.
     claim(folder, run_config)
-    peak = find_peak()
+    peak = peak_of_devices()
     facts = {"hardware": describe_hardware(), "mesh": dict(mesh.shape), "peak": to_dict(peak)}
     stage = Stage(
         name="pretrain",

@@ -1,0 +1,35 @@
+"""A run that is killed and started again equals one that nothing interrupted, bit for bit."""
+
+import pathlib
+import signal
+import sys
+
+import pytest
+from conftest import final_fingerprint, instar, losses, run
+from dying import POINTS
+
+DYING = pathlib.Path(__file__).parent / "dying.py"
+# Each point, and how often it is passed before it kills: in the second checkpoint, or step 6.
+NUMBERS = {
+    "in_a_step": 6,
+    "while_arrays_are_written": 30,
+    "while_the_input_position_is_written": 2,
+    "before_the_commit": 2,
+    "after_the_commit": 2,
+    "before_the_deletion": 1,
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at(point, run_config, finished_run, tmp_path):
+    arguments = ["pretrain", "--config", str(run_config), "--workdir", str(tmp_path)]
+    # With no checkpoint kept, so that the third one deletes the first.
+    policy = ["--config.checkpoint.keep_steps=4"]
+    if point == "before_the_deletion":
+        policy = ["--config.checkpoint.minutes=1e-6", "--config.checkpoint.keep_steps=None"]
+    killed = run([sys.executable, str(DYING), point, str(NUMBERS[point]), *arguments, *policy])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = instar(*arguments, *policy)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path) == losses(finished_run)
+    assert final_fingerprint(tmp_path) == final_fingerprint(finished_run)

@@ -1,0 +1,190 @@
+"""The real command on a tiny model: what it writes, how it stops, and how it goes on."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import environment, final_fingerprint, instar, losses
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def start(*arguments: object, devices: int = 1, **variables: str) -> subprocess.Popen:
+    """Starts `instar ARGUMENTS` and returns at once."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "instar", *map(str, arguments)],
+        env=environment(devices) | variables,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def copy_run(source: pathlib.Path, target: pathlib.Path, *, without: tuple[int, ...] = ()) -> None:
+    """Copies a run, with some of its checkpoints left out."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    for step in without:
+        shutil.rmtree(target / "checkpoints" / str(step))
+
+
+@pytest.mark.smoke
+def test_a_run_leaves_its_log_its_checkpoints_and_a_report(finished_run, tiny_data):
+    assert list(losses(finished_run)) == list(range(1, 13))
+    lines = [json.loads(x) for x in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line for line in lines if "eval/bits_per_byte" in line]
+    assert [line["step"] for line in evaluated] == [6, 12]
+    assert evaluated[1]["eval/loss"] < evaluated[0]["eval/loss"]
+    assert {"grad_norm", "learning_rate", "tokens", "epoch/tales"} <= lines[-2].keys()
+    samples = [json.loads(x) for x in (finished_run / "samples.jsonl").read_text().splitlines()]
+    assert [(s["step"], s["prompt"]) for s in samples] == [(6, "the film"), (12, "the film")]
+    kept = sorted(int(p.name) for p in (finished_run / "checkpoints").iterdir())
+    assert kept == [4, 8, 12]
+    lineage = json.loads((finished_run / "checkpoints/12/lineage/lineage.json").read_text())
+    assert lineage["stage"] == "pretrain" and lineage["tokens"] == 12 * 8 * 16
+    manifest = json.loads((tiny_data / "manifest.json").read_text())
+    assert lineage["tokenizer"] == manifest["tokenizer"] and len(lineage["data"]) == 64
+    assert any((finished_run / "tensorboard").iterdir())
+    report = (finished_run / "report.html").read_text()
+    assert "<svg" in report and "the film" in report and "http://" not in report.split("<svg")[0]
+
+
+def test_started_again_when_done_it_changes_nothing(run_config, finished_run, tmp_path):
+    copy_run(finished_run, tmp_path)
+    done = instar("pretrain", "--config", run_config, "--workdir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path) == losses(finished_run)
+
+
+def test_sigterm_finishes_the_step_saves_and_exits_143(run_config, finished_run, tmp_path):
+    arguments = ("pretrain", "--config", run_config, "--workdir", tmp_path)
+    # Far more steps than it will do; the schedule's end is pinned to that of the short run.
+    many = ("--config.checkpoint.keep_steps=None", "--config.failure.spike_window=50")
+    process = start(*arguments, *many)
+    log = tmp_path / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.fail("the run was over before the signal came")
+    assert process.returncode == 143, stderr
+    assert "saved in" in stderr
+    stopped = max(losses(tmp_path))
+    assert stopped < 12 and (tmp_path / "checkpoints" / str(stopped)).exists()
+    done = instar(*arguments, *many)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed from the checkpoint of step {stopped}" in done.stderr
+    assert losses(tmp_path) == losses(finished_run)
+    assert final_fingerprint(tmp_path) == final_fingerprint(finished_run)
+
+
+def test_a_damaged_checkpoint_costs_no_more_than_itself(run_config, finished_run, tmp_path):
+    copy_run(finished_run, tmp_path, without=(12,))
+    files = [p for p in (tmp_path / "checkpoints/8/state").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    damaged = bytearray(largest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    largest.write_bytes(damaged)
+    done = instar("pretrain", "--config", run_config, "--workdir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "damaged" in done.stderr and "step 8" in done.stderr
+    assert "resumed from the checkpoint of step 4" in done.stderr
+    assert losses(tmp_path) == losses(finished_run)
+    assert final_fingerprint(tmp_path) == final_fingerprint(finished_run)
+
+
+def test_another_mesh_goes_on_from_the_same_checkpoint(run_config, finished_run, tmp_path):
+    copy_run(finished_run, tmp_path, without=(8, 12))
+    mesh = ("--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    done = instar("pretrain", "--config", run_config, "--workdir", tmp_path, *mesh, devices=4)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path) == pytest.approx(losses(finished_run), rel=1e-4)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def test_two_processes_write_what_one_goes_on_from(run_config, finished_run, tmp_path):
+    copy_run(finished_run, tmp_path, without=(8, 12))
+    arguments = ("pretrain", "--config", run_config, "--workdir", tmp_path)
+    address = f"127.0.0.1:{free_port()}"
+    pair = [
+        start(
+            *arguments,
+            "--config.mesh.fsdp=2",
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(number),
+        )
+        for number in range(2)
+    ]
+    for process in pair:
+        _, stderr = process.communicate(timeout=200)
+        assert process.returncode == 0, stderr
+    assert losses(tmp_path) == pytest.approx(losses(finished_run), rel=1e-4)
+    shutil.rmtree(tmp_path / "checkpoints/12")
+    done = instar(*arguments, "--config.mesh.fsdp=1")
+    assert done.returncode == 0, done.stderr
+    assert "resumed from the checkpoint of step 8" in done.stderr
+    assert losses(tmp_path) == pytest.approx(losses(finished_run), rel=1e-4)
+
+
+REFUSED = {
+    "another config": ("--config.seed=1", "seed (was 0, is 1)"),
+    "heads and width": ("--config.model.heads=3", "model.heads"),
+    "sequence and positions": ("--config.model.max_positions=8", "model.max_positions"),
+    "batch and microbatch": ("--config.batch.microbatch=3", "batch.microbatch"),
+    "mesh and devices": ("--config.mesh.tensor=3", "mesh"),
+    "length that is not packed": ("--config.data.sequence_length=32", "sequence_lengths"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_done_is_refused_and_nothing_is_overwritten(
+    case, run_config, finished_run, tmp_path
+):
+    copy_run(finished_run, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    override, named = REFUSED[case]
+    done = instar("pretrain", "--config", run_config, "--workdir", tmp_path, override)
+    assert done.returncode == 2
+    assert done.stderr.startswith("instar: error: ") and done.stderr.count("\n") == 1
+    assert named in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_workdir_that_cannot_be_written(run_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = instar("pretrain", "--config", run_config, "--workdir", tmp_path / "file" / "run")
+    assert done.returncode == 2 and "cannot be written" in done.stderr
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence(run_config, tmp_path):
+    limited = (
+        "import resource, signal, sys; from instar import cli; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); "
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    arguments = ["pretrain", "--config", str(run_config), "--workdir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *arguments],
+        env=environment() | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "could not be written" in done.stderr and "Traceback" not in done.stderr
+    assert os.listdir(tmp_path / "checkpoints") == [] or not any(
+        p.name.isdigit() for p in (tmp_path / "checkpoints").iterdir()
+    )
