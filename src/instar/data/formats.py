@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 from etils import epath
 
-from instar.data.streams import DamagedFile, open_binary, read_chunks, split_lines
+from instar.data.streams import DamagedFile, read_chunks, split_lines
 from instar.errors import UserError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -91,21 +91,41 @@ def _json_field(line: bytes, number: int, field: str) -> Any:
 
 
 def _read_csv(file: epath.Path, field: str, start: int) -> Iterator[str | Broken]:
-    rows = _csv_rows(file)
-    header = next(rows, None)
-    if header is None:
-        return
-    column = _csv_column(header, field, file)
-    for position, row in enumerate(rows):
+    header, rows = _csv_rows(file)
+    if header:
+        column = _column(header, field, file)
+        for position, row in enumerate(rows):
+            if position >= start:
+                yield row if isinstance(row, Broken) else _utf8(row[column])
+
+
+def _read_demonstration(file: epath.Path, field: str, start: int) -> Iterator[str | Broken]:
+    """The IMDb reviews alone.
+
+    The other rows, from Rotten Tomatoes, are the very sentences that people rated in the data of
+    the later stages: a model that had read them could not be judged there.
+    """
+    header, rows = _csv_rows(file)
+    text, source = (_column(header, name, file) for name in (field, "source"))
+    reviews = (row for row in rows if isinstance(row, Broken) or row[source] == "imdb")
+    for position, row in enumerate(reviews):
         if position >= start:
-            yield _csv_field(row, column)
+            yield row if isinstance(row, Broken) else row[text].replace("<br />", "\n")
 
 
-def _csv_rows(file: epath.Path) -> Iterator[list[str] | Broken]:
-    """Yields the rows, the header among them, blank ones left out."""
+def _csv_rows(file: epath.Path) -> tuple[list[str], Iterator[list[str] | Broken]]:
+    """Returns the header, empty where the file is, and the rows, blank ones left out."""
     csv.field_size_limit(2**31 - 1)  # the library's own, 128 KiB, is less than a long document
     # A row with bytes that are no UTF-8 must not end the file: they pass as lone surrogates.
     rows = csv.reader(line.decode("utf-8", "surrogateescape") for line in _lines(file))
+    try:
+        header = next(rows, [])
+    except csv.Error as error:
+        raise DamagedFile(f"the header is not CSV ({error})") from None
+    return header, _whole_rows(rows, len(header))
+
+
+def _whole_rows(rows: Iterator[list[str]], columns: int) -> Iterator[list[str] | Broken]:
     while True:
         try:
             row = next(rows)
@@ -114,46 +134,21 @@ def _csv_rows(file: epath.Path) -> Iterator[list[str] | Broken]:
         except csv.Error as error:
             yield Broken(f"the row is not CSV ({error})")
             continue
-        if row:
+        if len(row) == columns:
             yield row
+        elif row:
+            yield Broken(f"the row has {len(row)} columns and the header {columns}")
 
 
-def _csv_column(header: list[str] | Broken, field: str, file: epath.Path) -> int:
-    if isinstance(header, Broken):
-        raise DamagedFile(f"the header cannot be read: {header.reason}")
-    _require(field, header, file)
-    return header.index(field)
+def _utf8(text: str) -> str | Broken:
+    return Broken("it is not UTF-8") if re.search("[\udc80-\udcff]", text) else text
 
 
-def _csv_field(row: list[str] | Broken, column: int) -> str | Broken:
-    if isinstance(row, Broken):
-        return row
-    if column >= len(row):
-        return Broken(f"the row has only {len(row)} columns")
-    if re.search("[\udc80-\udcff]", row[column]):
-        return Broken("it is not UTF-8")
-    return row[column]
-
-
-def _read_demonstration(file: epath.Path, field: str, start: int) -> Iterator[str]:
-    """The IMDb reviews alone.
-
-    The other rows, from Rotten Tomatoes, are the very sentences that people rated in the data of
-    the later stages: a model that had read them could not be judged there.
-    """
-    rows = _csv_rows(file)
-    header = next(rows)
-    text, source = header.index("text"), header.index("source")
-    reviews = (row[text] for row in rows if row[source] == "imdb")
-    for position, review in enumerate(reviews):
-        if position >= start:
-            yield review.replace("<br />", "\n")
-
-
-def _require(field: str, names: list[str], file: epath.Path) -> None:
+def _column(names: list[str], field: str, file: epath.Path) -> int:
     if field not in names:
-        known = ", ".join(map(repr, names)) or "no columns"
-        raise UserError(f"{file} has no column {field!r} but {known}; set sources.field")
+        known = ", ".join(map(repr, names)) or "none"
+        raise UserError(f"{file} has no column {field!r}, only {known}: set sources.field")
+    return names.index(field)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -162,7 +157,7 @@ def _require(field: str, names: list[str], file: epath.Path) -> None:
 
 
 def _read_parquet(file: epath.Path, field: str, start: int) -> Iterator[bytes | None]:
-    with open_binary(file) as stream:
+    with file.open("rb") as stream:
         try:
             table = pyarrow.parquet.ParquetFile(stream)
             _check_column(table.schema_arrow, field, file)
@@ -179,8 +174,7 @@ def _read_parquet(file: epath.Path, field: str, start: int) -> Iterator[bytes | 
 
 
 def _check_column(schema: pyarrow.Schema, field: str, file: epath.Path) -> None:
-    _require(field, schema.names, file)
-    kind = schema.field(field).type
+    kind = schema.field(_column(schema.names, field, file)).type
     value_kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     if value_kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
         raise UserError(f"{file}: column {field!r} holds {kind} and not strings; set sources.field")

@@ -16,7 +16,7 @@ from typing import Literal
 from etils import epath
 
 from instar.data.formats import READERS, Broken, checked_text
-from instar.data.streams import DECOMPRESSORS, DamagedFile, file_digest
+from instar.data.streams import DECOMPRESSORS, DamagedFile, explained, file_digest
 from instar.errors import UserError
 
 __all__ = ["Record", "SourceConfig", "file_digest", "read_records", "source_files"]
@@ -95,15 +95,8 @@ def source_files(config: SourceConfig) -> list[epath.Path]:
     if config.kind == "demonstration":
         return [_demonstration_file()]
     path = epath.Path(config.path)
-    try:
+    with explained(path):
         files = _matching_files(path, _SUFFIXES[config.kind])
-    except ImportError as error:
-        raise UserError(
-            f"source {config.name}: {path} needs a package that is not installed ({error}); "
-            'install Instar with the extra "cloud"'
-        ) from None
-    except OSError as error:
-        raise UserError(f"source {config.name}: {path} cannot be listed: {error}") from None
     if not files:
         endings = ", ".join(f"*{suffix}" for suffix in _SUFFIXES[config.kind])
         raise UserError(
@@ -117,20 +110,20 @@ def read_records(config: SourceConfig, file: epath.PathLike, start: int = 0) -> 
     """Yields the records of a source's file, from the one at position `start`.
 
     Raises:
-      UserError: the file cannot be opened, or no record of it can have ``config.field``.
+      UserError: the file cannot be read, or no record of it can have ``config.field``.
     """
-    name = str(file)
-    position = start
-    try:
-        for value in READERS[config.kind](epath.Path(file), config.field, start):
-            text = checked_text(value, config.field)
-            if isinstance(text, Broken):
-                yield Record(name, position, None, text.reason)
-            else:
-                yield Record(name, position, text, None)
-            position += 1
-    except DamagedFile as damaged:
-        yield Record(name, position, None, f"{damaged}; the rest is lost")
+    name, position = str(file), start
+    with explained(file):
+        try:
+            for value in READERS[config.kind](epath.Path(file), config.field, start):
+                text = checked_text(value, config.field)
+                if isinstance(text, Broken):
+                    yield Record(name, position, None, text.reason)
+                else:
+                    yield Record(name, position, text, None)
+                position += 1
+        except DamagedFile as damaged:
+            yield Record(name, position, None, f"{damaged}; the rest is lost")
 
 
 # ---------------------------------------------------------------------------------------------

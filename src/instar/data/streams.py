@@ -5,6 +5,7 @@ came before it is good, and whoever reads can note it and go on with the next fi
 disk or the network is not: it is passed on as it is, lest good text be skipped for it.
 """
 
+import contextlib
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -36,10 +37,10 @@ def read_chunks(path: epath.PathLike) -> Iterator[bytes]:
 
     Raises:
       DamagedFile: it is not in the format of its name, or ends in the middle.
-      UserError: it cannot be opened.
+      OSError: it cannot be read.
     """
     path = epath.Path(path)
-    with open_binary(path) as stream:
+    with path.open("rb") as stream:
         packed = iter(partial(stream.read, _CHUNK), b"")
         if path.suffix in DECOMPRESSORS:
             yield from _unpack(packed, DECOMPRESSORS[path.suffix])
@@ -78,20 +79,30 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(pieces)
 
 
-def open_binary(path: epath.Path) -> Any:
-    """Opens a file for reading; a UserError says why it cannot be opened."""
+@contextlib.contextmanager
+def explained(path: epath.PathLike) -> Iterator[None]:
+    """Turns what can go wrong on the way to a file into one sentence."""
     try:
-        return path.open("rb")
-    except FileNotFoundError:
-        raise UserError(f"file {path} does not exist") from None
-    except PermissionError as error:
-        raise UserError(f"file {path} must not be read: {error}") from None
+        yield
+    except ImportError as error:
+        raise UserError(
+            f"{path} needs a package that is not installed ({error}): install Instar with the "
+            'extra "cloud"'
+        ) from error
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: check sources.path") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): check its permissions") from error
 
 
 def file_digest(path: epath.PathLike) -> str:
-    """Returns the SHA-256 of a file's bytes as they are stored, in hexadecimal."""
+    """Returns the SHA-256 of a file's bytes as they are stored, in hexadecimal.
+
+    Raises:
+      UserError: it cannot be read.
+    """
     digest = hashlib.sha256()
-    with open_binary(epath.Path(path)) as stream:
+    with explained(path), epath.Path(path).open("rb") as stream:
         for chunk in iter(partial(stream.read, _CHUNK), b""):
             digest.update(chunk)
     return digest.hexdigest()
