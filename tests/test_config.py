@@ -190,14 +190,18 @@ def test_a_config_survives_json(config):
     assert build(json.loads(json.dumps(to_dict(config))), Stage) == config
 
 
+ABSENT = object()
+
+
 # --- what is refused --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({}, ["steps", "required", "int", "--config.steps"]),
+        ({"steps": ABSENT}, ["steps", "required", "int", "--config.steps"]),
         ({"stpes": 1}, ["stpes", "did you mean 'steps'"]),
+        ({"optimizer": {"nesterof": 1}, "steps": ABSENT}, ["did you mean 'optimizer.nesterov'"]),
         ({"zzz": 1}, ["zzz", "steps, optimizer, sources"]),
         ({"optimizer": {"learing_rate": 1}}, ["did you mean 'optimizer.learning_rate'"]),
         ({"optimizer": {"schedule": {"q": 1}}}, ["optimizer.schedule.q", "kind, warmup_steps"]),
@@ -223,8 +227,9 @@ def test_a_config_survives_json(config):
     ],
 )
 def test_wrong_values_are_named(values, words):
+    given = {"steps": 1, **values}
     with pytest.raises(UserError) as caught:
-        build({"steps": 1, **values} if values else {}, Stage)
+        build({key: each for key, each in given.items() if each is not ABSENT}, Stage)
     message = str(caught.value)
     assert "\n" not in message
     for word in words:

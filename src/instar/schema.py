@@ -149,18 +149,22 @@ def _convert_dataclass(value: Any, schema: type, path: str, base: Any) -> Any:
     if not isinstance(value, Mapping):
         raise UserError(f"{path}: expected the fields of {schema.__name__}, {_got(value)}")
     known = fields(schema, base)
-    for key in value:
+    result = {}
+    for key, item in value.items():
         if key not in known:
             raise unknown_key(key, known, path)
-    result = {}
-    for name, (kind, default) in known.items():
-        field_path, item = join(path, name), value.get(name, default)
-        if item is ABSENT:
+        kind, default = known[key]
+        result[key] = convert(item, kind, join(path, key), default)
+    # What is missing comes second: a misspelt key says why it is missing.
+    for key, (kind, default) in known.items():
+        field_path = join(path, key)
+        if default is ABSENT and key not in result:
             raise UserError(
                 f"{field_path}: this field is required ({type_name(kind)}); set it in the config "
                 f"file or with --config.{field_path}=VALUE"
             )
-        result[name] = convert(item, kind, field_path, default)
+        if key not in result:
+            result[key] = convert(default, kind, field_path, default)
     config = schema(**result)
     if callable(getattr(schema, "check", None)):
         config.check()
