@@ -83,6 +83,10 @@ class Mlp:
     gated: bool = False
     bias: bool = False
 
+    def check(self) -> None:
+        if self.width < 1:
+            raise UserError(f"mlp width must be at least 1, not {self.width}")
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -128,10 +132,13 @@ class ModelSpec:
         """Raises UserError where the sizes contradict each other."""
         if min(self.vocab_size, self.width, self.max_positions) < 1:
             raise UserError("vocab_size, width and max_positions must each be at least 1")
-        if not self.layers or self.depth < 1:
-            raise UserError("a model needs at least one layer")
+        if not self.layers or not all(period for _, period in self.layers):
+            raise UserError("a model, and each of its groups, needs at least one layer")
+        if min(repeat for repeat, _ in self.layers) < 1:
+            raise UserError("each group of layers must be repeated at least 1 time")
         for layer in set(self.each_layer()):
             layer.mixer.check()
+            layer.mlp.check()
 
     def replace(self, **changes: object) -> "ModelSpec":
         """A copy with some fields changed."""

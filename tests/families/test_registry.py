@@ -1,0 +1,117 @@
+"""From a model's config to its spec."""
+
+import pytest
+
+from instar.errors import UserError
+from instar.families import gpt3, llama
+from instar.families.registry import FAMILIES, ModelConfig, build_spec
+from instar.models.spec import Attention, Layer, Mlp, ModelSpec, Norm, Rotary
+
+
+def build(**fields) -> ModelSpec:
+    config = ModelConfig(**fields)
+    config.check()
+    return build_spec(config, vocab_size=100, max_positions=32)
+
+
+def only_layer(spec: ModelSpec) -> Layer:
+    ((_, (layer,)),) = spec.layers
+    return layer
+
+
+def test_gpt3_is_gpt3():
+    norm = Norm("layer", 1e-5, bias=True)
+    assert build(family="gpt3", depth=3, width=24, heads=4) == ModelSpec(
+        vocab_size=100,
+        width=24,
+        max_positions=32,
+        layers=(
+            (3, (Layer(Attention(4, 4, 6, True, True), Mlp(96, "gelu_tanh", bias=True), norm),)),
+        ),
+        final_norm=norm,
+        learned_positions=True,
+        tied=True,
+    )
+
+
+def test_llama_is_llama():
+    norm = Norm("rms", 1e-6)
+    mixer = Attention(4, 4, 6, rotary=Rotary(10_000.0, 1.0, "half"))
+    assert build(family="llama", depth=3, width=24, heads=4) == ModelSpec(
+        vocab_size=100,
+        width=24,
+        max_positions=32,
+        layers=((3, (Layer(mixer, Mlp(64, "silu", gated=True), norm),)),),
+        final_norm=norm,
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_field_of_the_config_reaches_the_spec(family):
+    fields = {
+        "depth": 3,
+        "width": 40,
+        "heads": 6,
+        "kv_heads": 2,
+        "head_dim": 10,
+        "mlp_width": 70,
+        "vocab_size": 130,
+        "max_positions": 77,
+        "qk_norm": True,
+    }
+    for tied in (True, False):
+        spec = build(family=family, tied=tied, **fields)
+        mixer = only_layer(spec).mixer
+        assert {
+            "depth": spec.depth,
+            "width": spec.width,
+            "heads": mixer.heads,
+            "kv_heads": mixer.kv_heads,
+            "head_dim": mixer.head_dim,
+            "mlp_width": only_layer(spec).mlp.width,
+            "vocab_size": spec.vocab_size,
+            "max_positions": spec.max_positions,
+            "qk_norm": mixer.qk_norm is not None,
+        } == fields
+        assert spec.tied is tied
+
+
+def test_a_size_and_changes_to_it_combine():
+    spec = build(family="llama", size="7b", depth=2, kv_heads=8)
+    assert (spec.depth, spec.width, only_layer(spec).mlp.width) == (2, 4096, 11008)
+    assert (only_layer(spec).mixer.heads, only_layer(spec).mixer.kv_heads) == (32, 8)
+
+
+def test_llama_s_mlp_width_is_the_published_one_at_every_size_it_is_rounded_for():
+    """8/3 of the width, rounded up; the papers round to 256, so only these agree."""
+    assert only_layer(build(family="llama", depth=1, width=4096, heads=32)).mlp.width == 10944
+    for size, (_, width, _, mlp_width) in llama.SIZES.items():
+        assert 0 <= mlp_width - 8 * width / 3 < 256, size
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"size": "7"}, "model.size '7' is not a size of llama: choose one of 7b, 13b"),
+        ({"family": "gpt3", "size": "7b"}, "is not a size of gpt3"),
+        ({"depth": 2, "width": 24}, "model.heads is missing"),
+        ({"depth": 0, "width": 24, "heads": 4}, "model.depth must be at least 1, not 0"),
+        ({"size": "7b", "vocab_size": -1}, "model.vocab_size must be at least 1, not -1"),
+        ({"depth": 2, "width": 25, "heads": 4}, r"model.width \(25\) is not a multiple of"),
+        (
+            {"depth": 2, "width": 24, "heads": 4, "kv_heads": 3},
+            r"heads \(4\) must be a multiple of kv_heads \(3\)",
+        ),
+        ({"depth": 2, "width": 12, "heads": 4}, "even number of rotated elements"),
+    ],
+)
+def test_impossible_models_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        build(**fields)
+
+
+def test_published_sizes_are_all_possible():
+    for family, (_, sizes) in FAMILIES.items():
+        for size in sizes:
+            build(family=family, size=size)
+    assert gpt3.SIZES["175b"] == (96, 12288, 96)
