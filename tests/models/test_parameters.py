@@ -49,8 +49,8 @@ def initializer(spec: ModelSpec, initialization: Initialization):
         )
 
 
-def fresh(spec: ModelSpec, seed: int, initialization: Initialization = Initialization()) -> dict:
-    return by_name(initializer(spec, initialization)(jax.random.key(seed)))
+def fresh(spec: ModelSpec, seed: int, initialization: Initialization | None = None) -> dict:
+    return by_name(initializer(spec, initialization or Initialization())(jax.random.key(seed)))
 
 
 def in_layer(names: dict) -> dict:
