@@ -15,6 +15,7 @@ from instar.data.rows import BLOCK, HeldOutRows, TrainingRows
 from instar.errors import UserError
 
 S = 12
+WORDS = ("red", "green", "blue", "多", "🙂")
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from instar.sharding.mesh import MeshConfig, make_mesh
 from instar.sharding.processes import join_processes
 from instar.training.checkpoint import CheckpointConfig
 from instar.training.failure import FailureConfig
-from instar.training.flops import train_flops_per_token
+from instar.training.flops import parameter_count, train_flops_per_token
 from instar.training.hardware import describe_hardware, peak_of_devices
 from instar.training.loop import Evaluation, LoopConfig, Position, Stage, train
 from instar.training.metrics import LoggingConfig
@@ -214,7 +214,14 @@ def pretrain(config: PretrainConfig, workdir: str) -> TrainState:
     # Only now is anything written.
     claim(folder, run_config)
     peak = peak_of_devices()
-    facts = {"hardware": describe_hardware(), "mesh": dict(mesh.shape), "peak": to_dict(peak)}
+    flops_per_token = train_flops_per_token(model.spec, config.data.sequence_length)
+    facts = {
+        "hardware": describe_hardware(),
+        "mesh": dict(mesh.shape),
+        "peak": to_dict(peak),
+        "parameters": parameter_count(model.spec).total,
+        "flops_per_token": flops_per_token,
+    }
     stage = Stage(
         name="pretrain",
         initialize=functools.partial(initialize_state, initialize, template, config.seed),
@@ -225,7 +232,7 @@ def pretrain(config: PretrainConfig, workdir: str) -> TrainState:
         start={"row": 0},
         lineage=functools.partial(describe_lineage, dataset, config.data.sequence_length),
         observe=lambda position: describe_position(rows, position),
-        flops_per_token=train_flops_per_token(model.spec, config.data.sequence_length),
+        flops_per_token=flops_per_token,
         peak=peak,
         evaluations=make_evaluations(config, model, dataset, mesh),
         on_start=functools.partial(record_start, folder, facts=facts),

@@ -228,6 +228,7 @@ class _Run:
     def _save(self, step: int, state: TrainState, position: Position) -> None:
         """Saves after all metrics up to `step` are written, so that a resumed log has no gap."""
         self._drain()
+        self.writer.flush()
         lineage = self.stage.lineage(position) | {"stage": self.stage.name}
         self.checkpointer.save(step, state, input=position, config=self.run_config, lineage=lineage)
 

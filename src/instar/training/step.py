@@ -69,7 +69,7 @@ def make_step(
         grads, sums = accumulate(loss_sums, state.params, frozen, inputs, key)
         weight = jnp.maximum(sums["weight"], 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         share = schedule(state.step)
         updates, opt_state = optimizer.update(
             clip_by_norm(grads, norm, clip_norm), state.opt_state, state.params
