@@ -3,7 +3,8 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,18 +68,26 @@ def prepare(config: PrepareConfig, workdir: epath.PathLike) -> dict:
         belongs to another config.
     """
     folder = epath.Path(workdir)
+    path = folder / "manifest.json"
+    if path.exists():  # the sources need not be there any more
+        claim(folder, to_dict(config))
+        return read_json(path)
+    if "://" in str(folder):
+        raise UserError(
+            f"workdir {folder}: ArrayRecord files are written to a local or mounted disk only; "
+            "prepare the data there"
+        )
     files = {source.name: source_files(source) for source in config.sources}
     claim(folder, to_dict(config))
-    path = folder / "manifest.json"
-    if path.exists():
-        return read_json(path)
     console = Console(stderr=True)
-    tokenizer = make_tokenizer(config, files, folder / "tokenizer")
+    with console.status("tokenizer"):
+        tokenizer = make_tokenizer(config, files, folder / "tokenizer")
     console.print(f"tokenizer: {tokenizer.vocab_size} tokens, {tokenizer.digest[:12]}")
     sources = {}
     for source in config.sources:
         writer = _SourceWriter(config, source, files[source.name], folder / source.name, tokenizer)
-        sources[source.name] = facts = writer.write()
+        with console.status(source.name) as status:
+            sources[source.name] = facts = writer.write(status.update)
         console.print(
             f"{source.name}: {facts['documents']:,} documents, {facts['tokens']:,} tokens, "
             f"{facts['skipped']:,} records skipped"
@@ -98,7 +107,7 @@ def make_tokenizer(
 ) -> Tokenizer:
     """The tokenizer of the data set: the one in `folder`, or a new one, saved there.
 
-    It is trained on the training documents of all sources, up to a number of bytes.
+    It is trained on training documents alone, from all sources and all over each of them.
     """
     if folder.exists():
         return load_tokenizer(folder)
@@ -115,13 +124,20 @@ def make_tokenizer(
 
 
 def _training_texts(config: PrepareConfig, files: dict[str, list[epath.Path]]) -> Iterator[str]:
-    """Texts of the training split, each source up to its share of the bytes."""
+    """A sample of the training split, from each source at most its share of the bytes."""
     share = config.tokenizer.train_bytes // len(config.sources)
     for source in config.sources:
+        # Drawn over the whole source, which is often sorted. (A packed one gives more text than
+        # its files have bytes: then only the cap stops it.)
+        fraction = share / max(1, sum(file.stat().length for file in files[source.name]))
         left = share
         records = (r for file in files[source.name] for r in read_records(source, file))
         for record in records:
-            if record.text is None or is_held_out(record.text, config):
+            if (
+                record.text is None
+                or is_held_out(record.text, config)
+                or draw(record.text, f"tokenizer\0{config.seed}") >= fraction
+            ):
                 continue
             yield record.text
             left -= len(record.text.encode())
@@ -131,8 +147,13 @@ def _training_texts(config: PrepareConfig, files: dict[str, list[epath.Path]]) -
 
 def is_held_out(text: str, config: PrepareConfig) -> bool:
     """Whether a document is kept from training."""
-    digest = hashlib.blake2b(f"{config.seed}\0{text}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < config.held_out * 2**64
+    return draw(text, str(config.seed)) < config.held_out
+
+
+def draw(text: str, salt: str) -> float:
+    """A number in [0, 1] that is uniform over texts, and the same for the same text and salt."""
+    digest = hashlib.blake2b(f"{salt}\0{text}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
 
 
 @dataclass(frozen=True)
@@ -167,8 +188,12 @@ class _SourceWriter:
         self._folder, self._tokenizer = folder, tokenizer
         self._dtype = token_dtype(tokenizer.vocab_size)
 
-    def write(self) -> dict:
-        """Writes what is missing, and returns the source's entry in the manifest."""
+    def write(self, tell: Callable[[str], None]) -> dict:
+        """Writes what is missing, and returns the source's entry in the manifest.
+
+        Args:
+          tell: takes a line about how far it is, now and then.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         progress = self._folder / "progress.json"
         digests = {str(file): file_digest(file) for file in self._files}
@@ -181,7 +206,7 @@ class _SourceWriter:
                     f"began: prepare it in a new folder, or remove {self._folder}"
                 )
             cursor = _Cursor(**saved["cursor"])
-        encoded = self._encoded(cursor)
+        encoded = self._encoded(cursor, tell)
         while cursor.file < len(self._files):
             cursor = self._write_shard(cursor, encoded)
             self._refuse_rubbish(cursor)
@@ -194,11 +219,19 @@ class _SourceWriter:
                 start = cursor.record if number == cursor.file else 0
                 yield from ((number, record) for record in read_records(self._source, file, start))
 
-    def _encoded(self, cursor: _Cursor) -> Iterator[tuple[int, Record, np.ndarray | None]]:
+    def _encoded(
+        self, cursor: _Cursor, tell: Callable[[str], None]
+    ) -> Iterator[tuple[int, Record, np.ndarray | None]]:
         """The records from the cursor on, with the tokens of those that are whole."""
+        documents, new_tokens, start = cursor.documents, 0, time.monotonic()
         for batch in _batched(self._records(cursor), TOKENIZER_BATCH):
             texts = [record.text for _, record in batch if record.text is not None]
-            tokens = iter(self._tokenizer.encode_batch(texts))
+            encoded = self._tokenizer.encode_batch(texts)
+            documents += len(texts)
+            new_tokens += sum(map(len, encoded))
+            speed = new_tokens / max(time.monotonic() - start, 1e-3)
+            tell(f"{self._source.name}: {documents:,} documents, {speed:,.0f} tokens/s")
+            tokens = iter(encoded)
             for number, record in batch:
                 yield number, record, None if record.text is None else next(tokens)
 
@@ -316,10 +349,10 @@ def _array_record(path: epath.Path):
     writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
     yield writer.write
     writer.close()
-    partial.rename(path)
+    partial.replace(path)
 
 
 def _write_text(path: epath.Path, text: str) -> None:
     partial = path.parent / f"{path.name}.partial"
     partial.write_text(text)
-    partial.rename(path)
+    partial.replace(path)
