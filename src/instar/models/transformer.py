@@ -218,11 +218,20 @@ class Transformer(nnx.Module):
                 rngs=rngs,
             )
 
-    def embed(self, tokens: jax.Array, positions: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """int [B, S] -> [B, S, embed]."""
-        x = self.embedding[...].astype(dtype)[tokens]
+    def embed(self, tokens: jax.Array, positions: jax.Array, execution: Execution) -> jax.Array:
+        """int [B, S] -> [B, S, embed].
+
+        Tables are gathered along `embed` before the look-up: a look-up in a table that is split
+        along it would leave activations split along it too, and the compiler would replicate them
+        on every device to get from there to rows.
+        """
+
+        def rows(table: nnx.Param, axis: str, indices: jax.Array) -> jax.Array:
+            return execution.constrain(table[...].astype(execution.dtype), (axis, None))[indices]
+
+        x = rows(self.embedding, "vocab", tokens)
         if self.spec.learned_positions:
-            x += self.position_embedding[...].astype(dtype)[positions]
+            x += rows(self.position_embedding, "positions", positions)
         return x
 
     def __call__(
@@ -231,7 +240,7 @@ class Transformer(nnx.Module):
         keys = [None] * (len(self.spec.layers) + 1)
         if key is not None:
             keys = jax.random.split(key, len(keys))
-        x = self.embed(tokens, context.positions, context.execution.dtype)
+        x = self.embed(tokens, context.positions, context.execution)
         x = dropout(x, context.dropout, keys[-1])
         x = context.execution.constrain(x, ("batch", "sequence", None))
         cache, written = context.cache, []
