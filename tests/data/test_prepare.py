@@ -1,0 +1,263 @@
+"""Preparation: what it writes, what it refuses, and that an interruption changes nothing."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tokenizers
+
+from instar.config import build, to_dict
+from instar.data.dataset import TokenDataset
+from instar.data.prepare import PrepareConfig, prepare
+from instar.errors import UserError
+
+WORDS = ["red", "green", "blue", "多", "🙂", "  ", "\n", "def f(x):"]
+
+
+def write_lines(path: pathlib.Path, texts: list) -> pathlib.Path:
+    """JSON lines; a text of None becomes a broken line."""
+    lines = ["{broken" if text is None else json.dumps({"text": text}) for text in texts]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def some_texts(count: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return [f"{n} " + " ".join(rng.choices(WORDS, k=n % 23 + 1)) for n in range(count)]
+
+
+def config_of(*paths: pathlib.Path, **fields) -> PrepareConfig:
+    """One source for each path, named after its file."""
+    values = {
+        "sources": [{"name": p.stem, "kind": "jsonl", "path": str(p)} for p in paths],
+        "tokenizer": {"vocab_size": 340},
+        "sequence_lengths": [16],
+        "held_out": 0.1,
+    }
+    return build(values | fields, PrepareConfig)
+
+
+def files_of(folder: pathlib.Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# --- What it writes -----------------------------------------------------------------------------
+
+
+def test_documents_are_those_of_the_source_in_its_order(tmp_path):
+    texts = some_texts(60)
+    config = config_of(write_lines(tmp_path / "a.jsonl", texts), shard_tokens=300, record_tokens=9)
+    manifest = prepare(config, tmp_path / "data")
+    assert json.loads((tmp_path / "data" / "manifest.json").read_text()) == manifest
+    dataset = TokenDataset.open(tmp_path / "data")
+    source = dataset.sources["a"]
+    assert len(source.facts["shards"]) > 3
+    documents = source.document_tokens(np.arange(len(texts)))
+    assert [dataset.tokenizer.decode(document) for document in documents] == texts
+    assert max(map(len, documents)) > 3 * config.record_tokens
+    assert source.documents.tokens.tolist() == [len(document) for document in documents]
+    assert source.documents.bytes.tolist() == [len(text.encode()) for text in texts]
+    facts = manifest["sources"]["a"]
+    held_out = source.documents.held_out
+    for split, chosen in (("train", ~held_out), ("held_out", held_out)):
+        assert facts["splits"][split] == {
+            "documents": chosen.sum(),
+            "tokens": source.documents.tokens[chosen].sum(),
+            "bytes": source.documents.bytes[chosen].sum(),
+        }
+    digests = {"name": "a.jsonl", "sha256": sha256(tmp_path / "a.jsonl")}
+    assert facts["files"] == [digests]
+    for name, digest in facts["shards"].items():
+        assert sha256(tmp_path / "data" / "a" / name) == digest
+
+
+def sha256(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_split_is_by_text(tmp_path):
+    texts = some_texts(400)
+    config = config_of(
+        write_lines(tmp_path / "a.jsonl", texts),
+        write_lines(tmp_path / "b.jsonl", [*texts[200:], *texts[:200]]),
+    )
+    prepare(config, tmp_path / "data")
+    dataset = TokenDataset.open(tmp_path / "data")
+    a, b = (dataset.sources[name].documents.held_out for name in "ab")
+    assert a.tolist() == [*b[200:], *b[:200]]
+    assert 20 <= a.sum() <= 65
+    other = dataclasses.replace(config, seed=1)
+    prepare(other, tmp_path / "other")
+    assert (
+        TokenDataset.open(tmp_path / "other").sources["a"].documents.held_out.tolist() != a.tolist()
+    )
+
+
+def test_the_tokenizer_sees_no_held_out_text_and_all_parts_of_a_source(tmp_path):
+    # Sorted as sources often are: a prefix of the bytes would hold only the first kind of text.
+    texts = [f"{n} " + "aaaa bbbb " * 5 for n in range(300)]
+    texts += [f"{n} " + "yyyy zzzz " * 5 for n in range(300)]
+    path = write_lines(tmp_path / "a.jsonl", texts)
+    fields = {"tokenizer": {"vocab_size": 310, "train_bytes": 5000}, "held_out": 0.5}
+    prepare(config_of(path, **fields), tmp_path / "data")
+    tokenizer = TokenDataset.open(tmp_path / "data").tokenizer
+    for word in (" bbbb", " zzzz"):
+        assert len(tokenizer.encode(word)) < len(word)
+
+    secret = "qqqqqqqqqqqqqqqq" * 50
+    for seed in range(20):
+        config = config_of(write_lines(tmp_path / "b.jsonl", [*texts, secret]), **fields, seed=seed)
+        prepare(config, tmp_path / f"data-{seed}")
+        dataset = TokenDataset.open(tmp_path / f"data-{seed}")
+        if dataset.sources["b"].documents.held_out[-1]:
+            assert len(dataset.tokenizer.encode("qqqq")) == 4
+            return
+    raise AssertionError("no seed held the text out")
+
+
+def test_a_large_vocabulary_is_stored_in_32_bits(tmp_path):
+    vocabulary = {"</s>": 0, "[UNK]": 1} | {f"w{n}": n for n in range(2, 70_000)}
+    model = tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    texts = [f"w{n} w{69_999 - n}" for n in range(2, 40)]
+    path = write_lines(tmp_path / "a.jsonl", texts)
+    prepare(
+        config_of(path, tokenizer={"path": str(tmp_path / "tokenizer.json")}), tmp_path / "data"
+    )
+    source = TokenDataset.open(tmp_path / "data").sources["a"]
+    documents = source.document_tokens(np.arange(len(texts)))
+    assert [d.tolist() for d in documents] == [[0, n, 69_999 - n, 0] for n in range(2, 40)]
+
+
+# --- What is wrong with a source ----------------------------------------------------------------
+
+
+def test_broken_records_are_listed_and_left_out(tmp_path):
+    texts = some_texts(50)
+    path = write_lines(tmp_path / "a.jsonl", [*texts[:20], None, *texts[20:], "", None])
+    manifest = prepare(config_of(path, shard_tokens=200), tmp_path / "data")
+    assert manifest["sources"]["a"]["documents"] == 50
+    assert manifest["sources"]["a"]["skipped"] == 3
+    lines = (tmp_path / "data" / "a" / "skipped.jsonl").read_text().splitlines()
+    listed = [json.loads(line) for line in lines]
+    assert [record["position"] for record in listed] == [20, 51, 52]
+    assert {record["file"] for record in listed} == {str(path)}
+    assert all(record["reason"] for record in listed)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([*some_texts(10), *[None] * 11], "11 of 21 records are broken.*JSON"),
+        ([None] * 5, "no text|broken"),
+        ([], "no text|no document"),
+    ],
+)
+def test_a_source_that_is_empty_or_mostly_broken(tmp_path, texts, message):
+    path = write_lines(tmp_path / "a.jsonl", texts)
+    with pytest.raises(UserError, match=message):
+        prepare(config_of(path), tmp_path / "data")
+    # Beside a good source as well, and with nothing that reads as a data set.
+    good = write_lines(tmp_path / "good.jsonl", some_texts(50))
+    with pytest.raises(UserError, match="source a"):
+        prepare(config_of(good, path), tmp_path / "both")
+    with pytest.raises(UserError, match="is not finished: run instar prepare"):
+        TokenDataset.open(tmp_path / "both")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sources": []}, "at least one source"),
+        ({"sources": [{"name": "a", "kind": "jsonl", "path": "x"}] * 2}, "different names"),
+        ({"sequence_lengths": []}, "sequence_lengths"),
+        ({"sequence_lengths": [0]}, "sequence_lengths"),
+        ({"held_out": 1.0}, "held_out"),
+        ({"record_tokens": 0}, "record_tokens"),
+    ],
+)
+def test_configs_that_make_no_sense(fields, message):
+    with pytest.raises(UserError, match=message):
+        config_of(pathlib.Path("a.jsonl"), **fields)
+
+
+# --- Again --------------------------------------------------------------------------------------
+
+
+def test_a_finished_data_set_is_left_as_it_is(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", some_texts(50))
+    config, data = config_of(path), tmp_path / "data"
+    manifest = prepare(config, data)
+    before = files_of(data)
+    path.unlink()  # it is no longer needed
+    assert prepare(config, data) == manifest
+    with pytest.raises(UserError, match=r"another config: held_out \(was 0.1, is 0.2\)"):
+        prepare(dataclasses.replace(config, held_out=0.2), data)
+    assert files_of(data) == before
+
+
+def test_a_source_that_does_not_exist_claims_nothing(tmp_path):
+    config = config_of(tmp_path / "absent.jsonl")
+    with pytest.raises(UserError, match="absent"):
+        prepare(config, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_source_that_changes_during_an_interruption_is_refused(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", some_texts(50))
+    config, data = config_of(path), tmp_path / "data"
+    prepare(config, data)
+    (data / "manifest.json").unlink()
+    write_lines(path, some_texts(51))
+    with pytest.raises(UserError, match="source a have changed"):
+        prepare(config, data)
+    assert not (data / "manifest.json").exists()
+
+
+def test_a_changed_tokenizer_or_format_is_refused(tmp_path):
+    config = config_of(write_lines(tmp_path / "a.jsonl", some_texts(50)))
+    prepare(config, tmp_path / "data")
+    prepare(dataclasses.replace(config, held_out=0.5), tmp_path / "other")
+    ours, other = (tmp_path / name / "tokenizer" / "tokenizer.model" for name in ("data", "other"))
+    assert ours.read_bytes() != other.read_bytes()
+    shutil.copy(other, ours)
+    with pytest.raises(UserError, match="is not the one that the tokens were made with"):
+        TokenDataset.open(tmp_path / "data")
+    manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest | {"format": 0}))
+    with pytest.raises(UserError, match="prepare it again"):
+        TokenDataset.open(tmp_path / "other")
+    with pytest.raises(UserError, match="does not exist: run instar prepare"):
+        TokenDataset.open(tmp_path / "nowhere")
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path):
+    texts = some_texts(120)
+    texts[10:10] = [None, "x" * 500]
+    config = config_of(
+        write_lines(tmp_path / "a.jsonl", texts),
+        write_lines(tmp_path / "b.jsonl", some_texts(20, seed=1)),
+        shard_tokens=2500,
+    )
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    program = pathlib.Path(__file__).parent / "interrupted.py"
+    done = subprocess.run(
+        [sys.executable, program, tmp_path], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    whole = files_of(tmp_path / "whole")
+    assert sum(name.endswith(".array_record") for name in whole) >= 3
+    interrupted = [*tmp_path.glob("change-*"), *tmp_path.glob("clock-*")]
+    assert len(interrupted) > 40
+    for workdir in interrupted:
+        assert files_of(workdir) == whole, workdir.name
