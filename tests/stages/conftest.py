@@ -1,67 +1,21 @@
-"""A small data set, prepared once by the real command, and runs on it in processes of their own."""
+"""A small data set and a finished run on it, made once by the real commands."""
 
-import json
-import os
 import pathlib
-import random
-import subprocess
-import sys
 
 import pytest
-
-WORDS = "the film was a quiet story about people who never said what they meant and why".split()
-
-DATA_CONFIG = """
-import ml_collections
-
-def get_config():
-    return ml_collections.ConfigDict(dict(
-        sources=(dict(name="tales", kind="jsonl", path={path!r}),),
-        tokenizer=dict(vocab_size=320),
-        sequence_lengths=(16,),
-        held_out=0.1,
-    ))
-"""
-
-RUN_CONFIG = """
-import ml_collections
-
-def get_config():
-    return ml_collections.ConfigDict(dict(
-        data=dict(path={path!r}, sequence_length=16),
-        model=dict(family="llama", depth=2, width=16, heads=2, mlp_width=32, tied=True),
-        batch=dict(size=8),
-        steps=12,
-        optimizer=dict(name="muon", learning_rate=1e-2),
-        schedule=dict(kind="linear", warmup_steps=2),
-        checkpoint=dict(minutes=None, keep_steps=4),
-        evaluation=dict(every=6, rows=16, prompts=("the film",), sampling=dict(max_new_tokens=4)),
-    ))
-"""
+from runs import instar, prepare_tiny_data, write_run_config
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """400 short documents, prepared by `instar prepare` for rows of 16 tokens."""
-    folder = tmp_path_factory.mktemp("tiny")
-    rng = random.Random(0)
-    with (folder / "tales.jsonl").open("w") as file:
-        for number in range(400):
-            text = " ".join(rng.choices(WORDS, k=rng.randint(3, 30)))
-            file.write(json.dumps({"text": f"{number}. {text}"}) + "\n")
-    config = folder / "data.py"
-    config.write_text(DATA_CONFIG.format(path=str(folder / "tales.jsonl")))
-    done = instar("prepare", "--config", config, "--workdir", folder / "data")
-    assert done.returncode == 0, done.stderr
-    return folder / "data"
+    """The small data set."""
+    return prepare_tiny_data(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def run_config(tiny_data: pathlib.Path) -> pathlib.Path:
-    """The config file of a run of 12 steps on the small data set."""
-    path = tiny_data.parent / "run.py"
-    path.write_text(RUN_CONFIG.format(path=str(tiny_data)))
-    return path
+    """The config file of a run on the small data set."""
+    return write_run_config(tiny_data)
 
 
 @pytest.fixture(scope="session")
@@ -71,42 +25,3 @@ def finished_run(run_config: pathlib.Path) -> pathlib.Path:
     done = instar("pretrain", "--config", run_config, "--workdir", workdir)
     assert done.returncode == 0, done.stderr
     return workdir
-
-
-def environment(devices: int = 1) -> dict[str, str]:
-    """That of a fresh process with `devices` CPU devices; compiled programs are shared by all."""
-    return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(__file__).parent / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-
-def instar(*arguments: object, devices: int = 1, **options) -> subprocess.CompletedProcess:
-    """Runs `instar ARGUMENTS` to its end."""
-    command = [sys.executable, "-m", "instar", *map(str, arguments)]
-    return run(command, devices=devices, **options)
-
-
-def run(command: list[str], devices: int = 1, **options) -> subprocess.CompletedProcess:
-    """Runs a command to its end, and keeps what it prints."""
-    env = environment(devices) | options.pop("env", {})
-    return subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=300, check=False, **options
-    )
-
-
-def losses(workdir: pathlib.Path) -> dict[int, float]:
-    """The training loss of each step, as the run wrote it; no step may stand there twice."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    trained = [line for line in lines if "loss" in line]
-    steps = [line["step"] for line in trained]
-    assert len(set(steps)) == len(steps)
-    return {line["step"]: line["loss"] for line in trained}
-
-
-def final_fingerprint(workdir: pathlib.Path, step: int = 12) -> str:
-    """The fingerprint of a run's last state: equal iff all its arrays are, bit for bit."""
-    path = workdir / "checkpoints" / str(step) / "lineage" / "lineage.json"
-    return json.loads(path.read_text())["fingerprint"]

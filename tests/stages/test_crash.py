@@ -5,8 +5,9 @@ import signal
 import sys
 
 import pytest
-from conftest import final_fingerprint, instar, losses, run
 from dying import POINTS
+from random_kills import STEPS, command, kill_and_finish
+from runs import environment, final_fingerprint, instar, losses, run
 
 DYING = pathlib.Path(__file__).parent / "dying.py"
 # Each point, and how often it is passed before it kills: in the second checkpoint, or step 6.
@@ -33,3 +34,12 @@ def test_killed_at(point, run_config, finished_run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path) == losses(finished_run)
     assert final_fingerprint(tmp_path) == final_fingerprint(finished_run)
+
+
+def test_killed_at_random_moments(run_config, tmp_path):
+    alone = tmp_path / "alone"
+    done = run(command(run_config, alone))
+    assert done.returncode == 0, done.stderr
+    for workdir in kill_and_finish(run_config, environment(), 3, 0, tmp_path):
+        assert losses(workdir) == losses(alone)
+        assert final_fingerprint(workdir, STEPS) == final_fingerprint(alone, STEPS)

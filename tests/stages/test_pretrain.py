@@ -11,7 +11,9 @@ import sys
 import time
 
 import pytest
-from conftest import environment, final_fingerprint, instar, losses
+from runs import environment, final_fingerprint, instar, losses
+
+from instar import cli
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -150,15 +152,16 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_done_is_refused_and_nothing_is_overwritten(
-    case, run_config, finished_run, tmp_path
+    case, run_config, finished_run, tmp_path, capsys
 ):
     copy_run(finished_run, tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     override, named = REFUSED[case]
-    done = instar("pretrain", "--config", run_config, "--workdir", tmp_path, override)
-    assert done.returncode == 2
-    assert done.stderr.startswith("instar: error: ") and done.stderr.count("\n") == 1
-    assert named in done.stderr
+    code = cli.main(["pretrain", "--config", str(run_config), "--workdir", str(tmp_path), override])
+    stderr = capsys.readouterr().err
+    assert code == 2
+    assert stderr.startswith("instar: error: ") and stderr.count("\n") == 1
+    assert named in stderr
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
 
 

@@ -173,7 +173,7 @@ def test_a_spike_is_flagged(tmp_path):
     noise = [0.0, 0.01, -0.01, 0.02, -0.02]
     stage = make_stage(lambda row: 30.0 if row == 25 else noise[row % 5])
     train(stage, loop_config(steps=30, keep=30, spike_window=10), folder, {})
-    assert [line["step"] for line in logged(folder) if line["spike"]][0] == 26
+    assert next(line["step"] for line in logged(folder) if line["spike"]) == 26
 
 
 def test_the_host_does_not_wait_for_the_step_that_it_gave(tmp_path):

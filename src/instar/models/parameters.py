@@ -26,7 +26,7 @@ class Axes:
 
     @property
     def kind(self) -> Kind:
-        if "vocab" in self.names and "embed" in self.names or "positions" in self.names:
+        if ("vocab" in self.names and "embed" in self.names) or "positions" in self.names:
             return "embedding"
         return "matrix" if self.contracts else "vector"
 
