@@ -82,12 +82,19 @@ def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
     """step (int, from 0) -> share of the peak learning rate, in float32.
 
     Step s of the warm-up has the share (s + 1) / warmup_steps, so that no step is lost at 0.
+
+    Raises:
+      UserError: the warm-up does not end before the decay does (`wsd`: before it starts).
     """
     warmup = config.warmup_steps
     end = config.decay_steps or steps
     start = warmup if config.kind != "wsd" else end - math.ceil(config.decay_fraction * end)
     if config.kind != "constant" and end <= start:
         raise UserError(f"schedule.warmup_steps ({warmup}) must be smaller than steps ({end})")
+    if config.kind == "wsd" and warmup > start:
+        raise UserError(
+            f"schedule.warmup_steps ({warmup}) must not reach into the decay from step {start} on"
+        )
 
     def schedule(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
