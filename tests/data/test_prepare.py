@@ -213,6 +213,11 @@ def test_a_source_that_does_not_exist_claims_nothing(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_a_remote_workdir_is_refused_at_once(tmp_path):
+    with pytest.raises(UserError, match="s3://bucket/data: .* local or mounted disk"):
+        prepare(config_of(tmp_path / "absent.jsonl"), "s3://bucket/data")
+
+
 def test_a_source_that_changes_during_an_interruption_is_refused(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", some_texts(50))
     config, data = config_of(path), tmp_path / "data"

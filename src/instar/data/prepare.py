@@ -68,15 +68,15 @@ def prepare(config: PrepareConfig, workdir: epath.PathLike) -> dict:
         belongs to another config.
     """
     folder = epath.Path(workdir)
-    path = folder / "manifest.json"
-    if path.exists():  # the sources need not be there any more
-        claim(folder, to_dict(config))
-        return read_json(path)
     if "://" in str(folder):
         raise UserError(
             f"workdir {folder}: ArrayRecord files are written to a local or mounted disk only; "
             "prepare the data there"
         )
+    path = folder / "manifest.json"
+    if path.exists():  # the sources need not be there any more
+        claim(folder, to_dict(config))
+        return read_json(path)
     files = {source.name: source_files(source) for source in config.sources}
     claim(folder, to_dict(config))
     console = Console(stderr=True)
