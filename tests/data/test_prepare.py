@@ -214,7 +214,7 @@ def test_a_source_that_does_not_exist_claims_nothing(tmp_path):
 
 
 def test_a_remote_workdir_is_refused_at_once(tmp_path):
-    with pytest.raises(UserError, match="s3://bucket/data: .* local or mounted disk"):
+    with pytest.raises(UserError, match=r"s3://bucket/data: .* local or mounted disk"):
         prepare(config_of(tmp_path / "absent.jsonl"), "s3://bucket/data")
 
 
