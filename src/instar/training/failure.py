@@ -1,6 +1,7 @@
 """What goes wrong in a run and what is done about it: signals, non-finite steps, loss spikes."""
 
 import collections
+import math
 import signal
 import statistics
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ class FailureConfig:
     def check(self) -> None:
         if self.spike_window < 2:
             raise UserError(f"failure.spike_window must be at least 2, not {self.spike_window}")
+        if not self.spike_deviations > 0:
+            raise UserError(
+                f"failure.spike_deviations must be positive, not {self.spike_deviations}"
+            )
         if self.max_rollbacks < 1:
             raise UserError(f"failure.max_rollbacks must be at least 1, not {self.max_rollbacks}")
 
@@ -46,7 +51,10 @@ class SpikeDetector:
         """Whether `loss` is a spike; it joins the window where it is none.
 
         The trend of a falling loss widens the window's deviation, so early training is not flagged.
+        What is not finite is a spike: in the window it would make every comparison false.
         """
+        if not math.isfinite(loss):
+            return True
         window = self._recent
         if len(window) == window.maxlen:
             mean, deviation = statistics.fmean(window), statistics.stdev(window)
