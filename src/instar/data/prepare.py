@@ -343,7 +343,7 @@ def _batched(items: Iterable, size: int) -> Iterator[list]:
 
 
 @contextlib.contextmanager
-def _array_record(path: epath.Path):
+def _array_record(path: epath.Path) -> Iterator[Callable[[bytes], None]]:
     """A function that appends records to a file that gets its name when it is whole."""
     partial = path.parent / f"{path.name}.partial"
     writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")

@@ -11,6 +11,9 @@ from instar.errors import UserError
 from instar.models.cache import KVCache, init_cache
 from instar.models.language_model import LanguageModel, Params
 
+# (params, tokens, lengths, key) -> (new tokens, how many)
+Sampler = Callable[[Params, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -52,9 +55,7 @@ def choose(logits: jax.Array, key: jax.Array, config: SamplingConfig) -> jax.Arr
     return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
-def make_sampler(
-    model: LanguageModel, config: SamplingConfig, end_id: int
-) -> Callable[[Params, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+def make_sampler(model: LanguageModel, config: SamplingConfig, end_id: int) -> Sampler:
     """The compiled function (params, tokens, lengths, key) -> (new tokens, how many).
 
     Prompts are int32 [B, P], right-padded, of `lengths` int32 [B]. New tokens are int32
@@ -63,14 +64,18 @@ def make_sampler(
     """
     total = config.max_new_tokens
 
-    def read(params: Params, tokens: jax.Array, positions, real, cache: KVCache):
+    def read(
+        params: Params, tokens: jax.Array, positions: jax.Array, real: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
         hidden, aux = model.apply(
             params, tokens, positions=positions, segment_ids=real.astype(jnp.int32), cache=cache
         )
         return hidden, aux["cache"]
 
     @jax.jit
-    def sample(params: Params, tokens: jax.Array, lengths: jax.Array, key: jax.Array):
+    def sample(
+        params: Params, tokens: jax.Array, lengths: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         batch, width = tokens.shape
         cache = init_cache(model.spec, batch, width + total, model.execution.dtype)
         positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from instar.errors import UserError
-from instar.models.spec import ModelSpec
+from instar.models.spec import Layer, ModelSpec
 
 LayerCache = tuple[jax.Array, jax.Array]
 
@@ -39,7 +39,7 @@ def init_cache(spec: ModelSpec, batch: int, capacity: int, dtype: jnp.dtype) -> 
             "learned positions of the model: shorten one of them"
         )
 
-    def empty(repeat: int, layer) -> LayerCache:
+    def empty(repeat: int, layer: Layer) -> LayerCache:
         shape = (repeat, batch, capacity, layer.mixer.kv_heads, layer.mixer.head_dim)
         return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 

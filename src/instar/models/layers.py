@@ -92,7 +92,9 @@ class Attention(nnx.Module):
         embed = (("embed", width),)
         head_dim = ("head_dim", spec.head_dim)
 
-        def projection(inputs: Sides, outputs: Sides, bias: bool, scale=1.0) -> Projection:
+        def projection(
+            inputs: Sides, outputs: Sides, bias: bool, scale: jax.Array | float = 1.0
+        ) -> Projection:
             return Projection(
                 inputs, outputs, bias=bias, initialization=initialization, rngs=rngs, scale=scale
             )

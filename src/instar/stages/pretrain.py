@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Literal
@@ -319,7 +319,9 @@ def rows_of_steps(config: BatchConfig) -> Iterator[int]:
     yield from itertools.repeat(config.size)
 
 
-def make_inputs(config: PretrainConfig, rows: TrainingRows, layout: BatchLayout):
+def make_inputs(
+    config: PretrainConfig, rows: TrainingRows, layout: BatchLayout
+) -> Callable[[int, Position], Iterator[tuple[dict, Position]]]:
     """The function (step, position) -> the batches from there on, on the mesh."""
 
     def inputs(step: int, position: Position) -> Iterator[tuple[dict, Position]]:
