@@ -1,6 +1,7 @@
 """Sampling, against the full forward pass and against rules written in NumPy."""
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,12 @@ from instar.models.language_model import LanguageModel
 
 PROMPTS = [[5, 9, 2, 30], [7], [1, 1, 1, 12, 3, 25], [11, 4]]
 NEW = 8
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with quick_compilation():
+        yield
 
 
 @functools.cache
@@ -38,12 +45,15 @@ def full_forward_greedy(name: str, prompt: list[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
+@functools.cache
+def sampler_of(name: str, config: SamplingConfig, end_id: int):
+    return make_sampler(model_and_params(name)[0], config, end_id)
+
+
 def sample(name: str, config: SamplingConfig, end_id: int, seed: int = 0, prompts=PROMPTS):
-    model, params = model_and_params(name)
     tokens, lengths = pad_prompts(prompts)
-    with quick_compilation():
-        sampler = make_sampler(model, config, end_id)
-        return map(np.asarray, sampler(params, tokens, lengths, jax.random.key(seed)))
+    sampler, params = sampler_of(name, config, end_id), model_and_params(name)[1]
+    return map(np.asarray, sampler(params, tokens, lengths, jax.random.key(seed)))
 
 
 @pytest.mark.parametrize("name", ["gpt", "llama", "mixed"])
@@ -68,7 +78,7 @@ def test_seeds_reproduce_and_differ():
     (first, _), (again, _), (other, _) = (sample("llama", config, -1, seed) for seed in (0, 0, 1))
     assert first.tolist() == again.tolist() != other.tolist()
     # Each step and each row draws for itself: equal prompts go different ways.
-    (rows, _) = sample("llama", config, -1, 2, prompts=[[7]] * 4)
+    (rows, _) = sample("llama", config, -1, 2, prompts=[PROMPTS[2]] * 4)
     assert len({tuple(row) for row in rows.tolist()}) == 4
 
 

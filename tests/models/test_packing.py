@@ -73,7 +73,7 @@ def test_packed_documents_equal_the_documents_alone(name):
 @pytest.mark.parametrize("name", SPECS)
 def test_reading_in_pieces_with_a_cache_equals_the_full_forward(name):
     """Each row advances by its own number of tokens, with padding wherever it has none."""
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), quick_compilation():
         model = LanguageModel(SPECS[name], DOUBLE)
         params = random_params(model, 3, np.float64)
         documents = [[9], [4, 6], [2], [12]]
@@ -85,7 +85,7 @@ def test_reading_in_pieces_with_a_cache_equals_the_full_forward(name):
         rng, done = np.random.default_rng(5), np.zeros(len(documents), int)
         totals = np.array([sum(row) for row in documents])
         found = np.zeros(expected.shape)
-        for width in (6, 1, 3, 3, 3, 3, 1, 1, 3, 3, 3, 3):
+        for width in (6, *[3] * 9):
             piece = {name: np.zeros((len(documents), width), np.int32) for name in batch}
             taken = []
             for row, total in enumerate(totals):

@@ -155,7 +155,7 @@ def test_steps_by_hand():
         grads = jax.tree.map(lambda g: np.asarray(g) / np.float64(sums["weight"]), grads)
         norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grads)))
         grads = jax.tree.map(lambda g: g * min(1.0, CLIP / norm), grads)
-        update, opt_state = run.optimizer.update(grads, state.opt_state, state.params)
+        update, opt_state = direction(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p + share * np.asarray(u), state.params, update)
         state = dataclasses.replace(
             state, step=state.step + 1, params=params, opt_state=host(opt_state)
@@ -172,6 +172,7 @@ def test_steps_by_hand():
     with jax.enable_x64(True), quick_compilation():
         run = shared(np.float64)
         total = jax.jit(functools.partial(accumulate, run.loss_sums))
+        direction = jax.jit(run.optimizer.update)
         state = double_precision(run.fresh())
         expected = host(state)
         for number, share in enumerate([0.5, 1.0, 1.0]):
