@@ -2,6 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from instar.models.matmul import matmul
 
 # Finite, so that a query which sees nothing (padding) gives a finite, unused result.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -29,6 +32,39 @@ def visible(
         allowed |= kv_positions[:, None, :] < prefix_length[:, None, None]
     same = segment_ids[:, :, None] == kv_segment_ids[:, None, :]
     return allowed & same & (kv_segment_ids > 0)[:, None, :]
+
+
+@jax.custom_vjp
+def weighted_mean(logits: jax.Array, values: jax.Array) -> jax.Array:
+    """softmax(logits) @ values: [..., N, T], [..., T, D] -> [..., N, D] in the values' dtype.
+
+    Divides by the softmax's denominators after the product, D times a row and not T times. The
+    gradient of a row of logits with weights p and result o is p * (dp - sum(do * o)) (Dao et al.
+    2022, appendix B.2), where differentiating a softmax gives sum(dp * p): D terms and not T.
+    """
+    return _weigh(logits, values)[0]
+
+
+def _weigh(logits: jax.Array, values: jax.Array) -> tuple[jax.Array, tuple]:
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    inverse = 1 / weights.sum(-1, keepdims=True)
+    weights = weights.astype(values.dtype)
+    mean = (matmul(weights, values, logits.dtype) * inverse).astype(values.dtype)
+    mean = checkpoint_name(mean, "attention")
+    return mean, (weights, inverse, values, mean)
+
+
+def _weigh_backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    weights, inverse, values, mean = saved
+    g = g * inverse
+    change = (g * mean).sum(-1, keepdims=True)
+    g = g.astype(values.dtype)
+    # (g^T p)^T and not p^T g: of the two, the one that transposes small matrices.
+    to_values = matmul(g.mT, weights).mT
+    return weights * (matmul(g, values.mT, inverse.dtype) - change), to_values
+
+
+weighted_mean.defvjp(_weigh, _weigh_backward)
 
 
 def attend(
@@ -64,20 +100,25 @@ def attend(
     """
     batch, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
-    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    group = heads // kv_heads
     accumulate = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.einsum("bskgd,btkd->bkgst", grouped, k, preferred_element_type=accumulate)
+    # Head by head, with the queries that share keys below one another: plain matrix products.
+    rows = jnp.moveaxis(q.reshape(batch, length, kv_heads, group, head_dim), 1, 3)
+    rows = rows.reshape(batch, kv_heads, group * length, head_dim)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    logits = matmul(rows, k.mT, accumulate).reshape(batch, kv_heads, group, length, k.shape[2])
     logits *= head_dim**-0.5 if scale is None else scale
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     if bias_slopes is not None:
         distance = kv_positions[:, None, :] - positions[:, :, None]
-        slopes = bias_slopes.reshape(kv_heads, heads // kv_heads).astype(accumulate)
+        slopes = bias_slopes.reshape(kv_heads, group).astype(accumulate)
         logits += slopes[:, :, None, None] * distance[:, None, None].astype(accumulate)
     mask = visible(positions, kv_positions, segment_ids, kv_segment_ids, window, prefix_length)
     logits = jnp.where(mask[:, None, None], logits, MASKED)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgst,btkd->bskgd", weights, v).reshape(batch, length, heads, head_dim)
+    mixed = weighted_mean(logits.reshape(*rows.shape[:-1], k.shape[2]), v)
+    mixed = mixed.reshape(batch, kv_heads, group, length, head_dim)
+    return jnp.moveaxis(mixed, 3, 1).reshape(batch, length, heads, head_dim)
 
 
 def alibi_slopes(heads: int) -> jax.Array:

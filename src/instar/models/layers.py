@@ -1,15 +1,18 @@
 """The parts of a Transformer, as NNX modules that hold parameters and nothing else."""
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from instar.models import spec as specs
+from instar.models.matmul import matmul
 from instar.models.parameters import Initialization, normal, param
 
 Sides = tuple[tuple[str, int], ...]
+Turns = tuple[jax.Array, jax.Array]
 
 
 class Norm(nnx.Module):
@@ -54,20 +57,37 @@ class Projection(nnx.Module):
         self.bias = param(jnp.zeros(sizes[outer]), names[outer]) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...].astype(x.dtype)
-        y = jnp.tensordot(x, kernel, self.contracted)
+        kernel, n = self.kernel[...].astype(x.dtype), self.contracted
+        rows, outputs = x.shape[: x.ndim - n], kernel.shape[n:]
+        size = math.prod(kernel.shape[:n])
+        y = matmul(x.reshape(-1, size), kernel.reshape(size, -1)).reshape(rows + outputs)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
-def rotate(x: jax.Array, positions: jax.Array, rotary: specs.Rotary) -> jax.Array:
-    """Rotary positions: x [B, S, heads, D] at integer positions [B, S] (Su et al. 2021, eq. 34)."""
-    size = int(x.shape[-1] * rotary.fraction)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+def turns_of(positions: jax.Array, rotary: specs.Rotary, head_dim: int, dtype: jnp.dtype) -> Turns:
+    """The cosines and sines by which heads turn at int positions [B, S]: each [B, S, 1, D/2].
+
+    D is the rotated part of `head_dim`.
+    """
+    size = int(head_dim * rotary.fraction)
+    wide = jnp.promote_types(dtype, jnp.float32)
     frequencies = rotary.theta ** (-jnp.arange(0, size, 2, dtype=wide) / size)
     angles = positions[:, :, None, None].astype(wide) * frequencies
-    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
+
+    def turn(angles: jax.Array) -> Turns:
+        return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+    # XLA's CPU backend would compute them again at every use in every head: a loop keeps it from
+    # that. Elsewhere the loop would only cost.
+    return jax.lax.platform_dependent(angles, cpu=lambda x: jax.lax.map(turn, x), default=turn)
+
+
+def rotate(x: jax.Array, turns: Turns, style: Literal["half", "interleaved"]) -> jax.Array:
+    """Rotary positions: x [B, S, heads, D] turned by `turns_of` (Su et al. 2021, eq. 34)."""
+    cos, sin = turns
+    size = 2 * cos.shape[-1]
     turned, rest = x[..., :size], x[..., size:]
-    if rotary.style == "half":
+    if style == "half":
         a, b = jnp.split(turned, 2, axis=-1)
         turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     else:
@@ -109,13 +129,14 @@ class Attention(nnx.Module):
             self.query_norm = Norm(spec.qk_norm, spec.head_dim, "head_dim")
             self.key_norm = Norm(spec.qk_norm, spec.head_dim, "head_dim")
 
-    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [B, S, embed] -> q [B, S, heads, D], k and v [B, S, kv_heads, D], with positions."""
+    def project(self, x: jax.Array, turns: Turns | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [B, S, embed] -> q [B, S, heads, D], k and v [B, S, kv_heads, D]; q and k turned."""
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.spec.qk_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.spec.rotary is not None:
-            q, k = rotate(q, positions, self.spec.rotary), rotate(k, positions, self.spec.rotary)
+            style = self.spec.rotary.style
+            q, k = rotate(q, turns, style), rotate(k, turns, style)
         return q, k, v
 
 

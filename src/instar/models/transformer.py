@@ -7,15 +7,15 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from instar.models import spec as specs
 from instar.models.attention import alibi_slopes, attend
 from instar.models.cache import KVCache, LayerCache, write
-from instar.models.layers import Attention, Mlp, Norm, Projection
+from instar.models.layers import Attention, Mlp, Norm, Projection, Turns, turns_of
 from instar.models.parameters import Initialization, normal, param
 
 Remat = Literal["none", "full", "dots", "attention"]
+HeadKind = tuple[specs.Rotary, int]  # how it turns, and its size
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
 # What the backward pass may keep; everything else of a layer is computed again.
@@ -51,6 +51,7 @@ class Context:
     cache: KVCache | None = None
     slots: jax.Array | None = None
     dropout: float = 0.0
+    turns: dict[HeadKind, Turns] = dataclasses.field(default_factory=dict)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -88,7 +89,8 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, LayerCache | None]:
         """Attention over this layer's keys, or over the cache once they are written to it."""
         spec, constrain = self.mixer.spec, context.execution.constrain
-        q, k, v = self.mixer.project(x, context.positions)
+        turns = context.turns.get((spec.rotary, spec.head_dim))
+        q, k, v = self.mixer.project(x, turns)
         q = constrain(q, ("batch", "sequence", "heads", None))
         kv_positions, kv_segment_ids = context.positions, context.segment_ids
         if cache is not None:
@@ -108,7 +110,6 @@ class Block(nnx.Module):
             softcap=spec.softcap,
             bias_slopes=alibi_slopes(spec.heads) if spec.alibi else None,
         )
-        mixed = checkpoint_name(mixed, "attention")
         return self.mixer.out(mixed), cache
 
     def __call__(
@@ -234,6 +235,12 @@ class Transformer(nnx.Module):
             x += rows(self.position_embedding, "positions", positions)
         return x
 
+    def turns(self, positions: jax.Array, dtype: jnp.dtype) -> dict[HeadKind, Turns]:
+        """The rotations of every kind of head that the layers have, once for all layers."""
+        mixers = [layer.mixer for layer in self.spec.each_layer()]
+        kinds = dict.fromkeys((m.rotary, m.head_dim) for m in mixers if m.rotary is not None)
+        return {kind: turns_of(positions, *kind, dtype) for kind in kinds}
+
     def __call__(
         self, tokens: jax.Array, context: Context, key: jax.Array | None
     ) -> tuple[jax.Array, KVCache | None]:
@@ -243,6 +250,8 @@ class Transformer(nnx.Module):
         x = self.embed(tokens, context.positions, context.execution)
         x = dropout(x, context.dropout, keys[-1])
         x = context.execution.constrain(x, ("batch", "sequence", None))
+        turns = self.turns(context.positions, context.execution.dtype)
+        context = dataclasses.replace(context, turns=turns)
         cache, written = context.cache, []
         for i, (repeat, _) in enumerate(self.spec.layers):
             caches = None if cache is None else cache.layers[i]
