@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from models.numpy_transformer import alibi_slope
 
-from instar.models.attention import alibi_slopes, attend
+from instar.models.attention import alibi_slopes, attend, visible
 
 BATCH, QUERIES, KEYS, HEADS, KV_HEADS, HEAD_DIM = 3, 7, 11, 6, 2, 5
 OPTIONS = {
@@ -92,6 +92,25 @@ def test_attend_is_the_contract(name):
             assert sees.any() and not sees.all()
             np.testing.assert_allclose(out[sees], expected[sees], rtol=0, atol=1e-12)
             assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize(("window", "prefix"), [(None, None), (3, None), (3, [0, 4, 9])])
+def test_visible_is_the_contract(window, prefix):
+    """Padding sees nothing either, which the outputs of attention cannot show."""
+    inputs = draw(4)
+    names = ("positions", "kv_positions", "segment_ids", "kv_segment_ids")
+    found = visible(
+        *(jnp.asarray(inputs[name]) for name in names),
+        window,
+        None if prefix is None else jnp.asarray(prefix),
+    )
+    positions, kv_positions, segments, kv_segments = (inputs[name] for name in names)
+    for b, i, j in np.ndindex(found.shape):
+        distance = positions[b, i] - kv_positions[b, j]
+        expected = distance >= 0 and (window is None or distance < window)
+        expected |= prefix is not None and kv_positions[b, j] < prefix[b]
+        expected &= segments[b, i] == kv_segments[b, j] and kv_segments[b, j] != 0
+        assert bool(found[b, i, j]) == expected
 
 
 @pytest.mark.parametrize("heads", [KV_HEADS, HEADS])

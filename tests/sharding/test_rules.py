@@ -40,9 +40,9 @@ def test_the_optimiser_s_state_lies_as_its_parameters_do(name):
     optimizer = make_optimizer(OptimizerConfig(name), model.axes)
     initialize = make_initializer(model, optimizer, Initialization())
     template = state_template(initialize, mesh, model.axes)
-    params = {
-        path: leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(template.params)
-    }
+    expected = rules.param_shardings(mesh, model.axes)
+    assert jax.tree.map(lambda leaf: leaf.sharding, template.params) == expected
+    params = dict(jax.tree_util.tree_leaves_with_path(expected))
     matched = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(template.opt_state):
         owners = [p for p in params if path[-len(p) :] == p]
