@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
             batch=dict(size=32),
             steps=1500,
             optimizer=dict(
-                name="muon", muon_learning_rate=0.02, learning_rate=4e-3, weight_decay=0.0
+                name="muon", muon_learning_rate=0.02, learning_rate=1.2e-2, weight_decay=0.0
             ),
             schedule=dict(kind="linear", warmup_steps=50, final_fraction=0.0),
             # Two cores gain nothing from a loop in the compiled program.

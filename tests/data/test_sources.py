@@ -389,6 +389,7 @@ def bucket(monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.mark.smoke
 def test_s3(bucket, tmp_path):
     write_parquet(tmp_path / "x.parquet", TEXTS, row_group_size=2)
     files = {
