@@ -14,6 +14,8 @@ from instar.data.prepare import PrepareConfig, prepare
 from instar.data.rows import BLOCK, HeldOutRows, TrainingRows
 from instar.errors import UserError
 
+pytestmark = pytest.mark.smoke
+
 S = 12
 WORDS = ("red", "green", "blue", "多", "🙂")
 

@@ -11,6 +11,8 @@ from models.numpy_transformer import alibi_slope
 
 from instar.models.attention import alibi_slopes, attend, visible
 
+pytestmark = pytest.mark.smoke
+
 BATCH, QUERIES, KEYS, HEADS, KV_HEADS, HEAD_DIM = 3, 7, 11, 6, 2, 5
 OPTIONS = {
     "plain": {},

@@ -20,6 +20,8 @@ from instar.training.metrics import read_metrics
 from instar.training.state import TrainState
 from instar.training.step import compile_step, make_step
 
+pytestmark = pytest.mark.smoke
+
 STEPS = 10
 
 

@@ -35,6 +35,8 @@ from instar.training.state import (
 )
 from instar.training.step import accumulate, compile_step, make_step
 
+pytestmark = pytest.mark.smoke
+
 SPEC = gpt3.gpt3(
     depth=2, width=8, heads=2, head_dim=3, mlp_width=10, vocab_size=19, max_positions=9
 )
