@@ -108,6 +108,20 @@ def surrogate(model, params, batch):
     return jnp.sum(jnp.sin(logits) * (batch["segment_ids"] > 0)[..., None])
 
 
+def test_bfloat16_gradients_are_float32_and_point_the_same_way():
+    model, params, batch = example(LLAMA, np.float32)
+    half = model.with_execution(Execution(dtype=jnp.dtype(jnp.bfloat16)))
+    with quick_compilation():
+        expected, found = (
+            jax.jit(jax.grad(functools.partial(surrogate, m)))(params, batch) for m in (model, half)
+        )
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        assert b.dtype == jnp.float32
+        a, b = np.ravel(a), np.ravel(b)
+        assert a @ b > 0.97 * np.linalg.norm(a) * np.linalg.norm(b)
+        assert np.linalg.norm(b) == pytest.approx(np.linalg.norm(a), rel=0.1)
+
+
 def test_remat_and_unrolling_change_neither_values_nor_gradients():
     with jax.enable_x64(True), quick_compilation():
         model, params, batch = example(LLAMA, np.float64)
