@@ -51,17 +51,19 @@ def compile_seconds(depth: int, unroll: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", default="benchmarks/results/compile_time.json")
+    parser.add_argument("--depths", type=int, nargs="+", default=list(DEPTHS))
     arguments = parser.parse_args()
+    depths = arguments.depths
     compile_seconds(2, 1)  # what is imported and set up once
     print(f"{'layers':>8}{'scan':>10}{'unrolled':>10}  seconds")
     scanned, unrolled = {}, {}
-    for depth in DEPTHS:
+    for depth in depths:
         scanned[depth] = compile_seconds(depth, 1)
         unrolled[depth] = compile_seconds(depth, 0) if depth in UNROLLED else None
         shown = f"{unrolled[depth]:10.1f}" if unrolled[depth] else f"{'':10}"
         print(f"{depth:8}{scanned[depth]:10.1f}{shown}", flush=True)
-    ratio = scanned[DEPTHS[-1]] / scanned[DEPTHS[0]]
-    print(f"{DEPTHS[-1]} layers take {ratio:.2f} times as long as {DEPTHS[0]}")
+    ratio = scanned[depths[-1]] / scanned[depths[0]]
+    print(f"{depths[-1]} layers take {ratio:.2f} times as long as {depths[0]}")
     result = {"jax": jax.__version__, "scan": scanned, "unrolled": unrolled, "ratio": ratio}
     path = pathlib.Path(arguments.json)
     path.parent.mkdir(parents=True, exist_ok=True)

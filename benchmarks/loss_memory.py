@@ -39,10 +39,11 @@ def make_program(vocabulary: int, chunk: int) -> tuple[jax.stages.Compiled, tupl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", default="benchmarks/results/loss_memory.json")
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=list(VOCABULARIES))
     arguments = parser.parse_args()
     print(f"{'vocabulary':>10}{'chunk':>8}{'MiB':>10}{'share':>8}{'seconds':>10}{'share':>8}")
     measured = []
-    for vocabulary in VOCABULARIES:
+    for vocabulary in arguments.vocabularies:
         programs = {chunk: make_program(vocabulary, chunk) for chunk in CHUNKS}
         seconds = {chunk: [] for chunk in CHUNKS}
         for _ in range(TURNS):

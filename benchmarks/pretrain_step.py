@@ -116,6 +116,8 @@ def main() -> None:
     parser.add_argument("--json", default="benchmarks/results/pretrain_step.json")
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
+    names = [name for name, *_ in CASES]
+    parser.add_argument("--models", nargs="+", default=names, choices=names)
     arguments = parser.parse_args()
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(
@@ -124,7 +126,7 @@ def main() -> None:
     )
     results = {}
     for dtype in arguments.dtypes:
-        for name, shape, rows, steps in CASES:
+        for name, shape, rows, steps in (c for c in CASES if c[0] in arguments.models):
             result = measure(shape, rows, steps, arguments.turns, dtype, threads)
             results[f"{name} {dtype}"] = result
             speed = result["tokens_per_second"]

@@ -21,7 +21,9 @@ def run_config(tiny_data: pathlib.Path) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def finished_run(run_config: pathlib.Path) -> pathlib.Path:
     """The workdir of a run that nothing interrupted."""
-    workdir = run_config.parent / "uninterrupted"
-    done = instar("pretrain", "--config", run_config, "--workdir", workdir)
+    # By a relative path, as one types it.
+    folder = run_config.parent
+    arguments = ("pretrain", "--config", run_config, "--workdir", "uninterrupted")
+    done = instar(*arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
-    return workdir
+    return folder / "uninterrupted"

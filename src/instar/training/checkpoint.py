@@ -69,7 +69,9 @@ class Checkpointer:
         config: CheckpointConfig,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._directory = epath.Path(workdir) / "checkpoints"
+        directory = epath.Path(workdir) / "checkpoints"
+        # TensorStore asks for absolute paths; one with a scheme (gs://) already is.
+        self._directory = directory if "://" in str(workdir) else directory.resolve()
         self._config, self._clock = config, clock
         self._last_time, self._last_step = clock(), -1
         self._manager = self._open()

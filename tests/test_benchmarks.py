@@ -1,0 +1,75 @@
+"""Every script under benchmarks/ runs, in small, and writes the figures that it prints."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from instar.config import build
+from instar.data.prepare import PrepareConfig, prepare
+
+FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
+
+
+def run(script: str, *arguments: object, result: pathlib.Path) -> dict:
+    """Runs a script as the README does, and returns what it wrote."""
+    command = [sys.executable, FOLDER / script, *arguments, "--json", result]
+    # One device, as a user has it, and not the eight of the tests.
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [str(word) for word in command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(result.read_text())
+
+
+def test_loader(tmp_path):
+    written = run(
+        "loader.py", "--tokens", 200_000, "--seconds", 0.05, result=tmp_path / "loader.json"
+    )
+    assert all(line["tokens_per_second"] > 0 for line in written["measured"])
+
+
+def test_compile_time(tmp_path):
+    written = run("compile_time.py", "--depths", 2, 4, result=tmp_path / "compile_time.json")
+    assert written["scan"].keys() == {"2", "4"} and written["ratio"] > 0
+
+
+def test_loss_memory(tmp_path):
+    written = run("loss_memory.py", "--vocabularies", 5000, result=tmp_path / "loss_memory.json")
+    whole, *chunked = written["measured"]
+    # What chunks are for: this is memory as compiled, and does not depend on the machine's speed.
+    assert all(line["bytes"] < whole["bytes"] / 2 for line in chunked)
+
+
+def test_baselines(tmp_path):
+    words = "what was said about the film was said by those who had not seen it".split()
+    texts = [" ".join(words[n % 9 :] + words[: n % 7]) for n in range(300)]
+    lines = (json.dumps({"text": f"{n}: {text}"}) for n, text in enumerate(texts))
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    values = {
+        "sources": [{"name": "texts", "kind": "jsonl", "path": str(tmp_path / "texts.jsonl")}],
+        "tokenizer": {"vocab_size": 320},
+        "sequence_lengths": [16],
+        "held_out": 0.1,
+    }
+    prepare(build(values, PrepareConfig), tmp_path / "data")
+    written = run("baselines.py", "--data", tmp_path / "data", result=tmp_path / "baselines.json")
+    # Text that repeats itself: each baseline that has seen more of it is the better one.
+    assert written["Kneser-Ney 5-gram"] < written["xz given the training text"] < written["xz"]
+
+
+@pytest.mark.parity
+def test_pretrain_step(tmp_path):
+    pytest.importorskip("torch")
+    arguments = ("--models", "LLaMA 1M", "--turns", 1)
+    written = run("pretrain_step.py", *arguments, result=tmp_path / "pretrain_step.json")
+    # The script itself sees to it that the frameworks' first losses agree.
+    assert set(written["measured"]) == {"LLaMA 1M float32"}
