@@ -10,6 +10,7 @@ A checkpoint is a folder `checkpoints/STEP` that appears by one rename once it i
 
 import contextlib
 import errno
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ class Checkpointer:
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
+        logging.getLogger("absl").addFilter(_is_not_said_twice)
         policies: list[keep.PreservationPolicy] = [keep.LatestN(2)]
         if self._config.keep_steps is not None:
             policies.append(keep.EveryNSteps(self._config.keep_steps))
@@ -189,3 +191,8 @@ class Checkpointer:
             (self._directory / str(step)).rename(target)
         self._manager.reload()
         return f"step {step}: {lines[0][:200]}"
+
+
+def _is_not_said_twice(record: logging.LogRecord) -> bool:
+    """Drops the tracebacks that Orbax's threads log: the same errors are raised to the caller."""
+    return "orbax" not in record.pathname or record.levelno < logging.ERROR
