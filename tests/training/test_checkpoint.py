@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -253,6 +254,9 @@ DAMAGE = {
     "input gone": lambda folder: shutil.rmtree(folder / "input"),
     "lineage gone": lambda folder: shutil.rmtree(folder / "lineage"),
     "lineage garbled": lambda folder: (folder / "lineage" / "lineage.json").write_text('{"step"'),
+    "input of another": lambda folder: rewrite(
+        folder / "input" / "input.json", lambda x: {"row": x["row"] + 1}
+    ),
     "fingerprint of another": lambda folder: rewrite(
         folder / "lineage" / "lineage.json", lambda x: x | {"fingerprint": "0" * 64}
     ),
@@ -336,15 +340,31 @@ def test_several_damaged_ones_are_all_named(tmp_path):
     assert [reason[:7] for reason in restored.damaged] == ["step 3:", "step 2:"]
 
 
-def test_if_all_are_damaged_the_user_must_decide(tmp_path):
+def test_if_none_can_be_read_the_user_decides_and_nothing_moves(tmp_path):
+    """Twice: a second start must not find an empty folder and begin at step 0."""
     fill(tmp_path, 4, 8)
     for step in ("4", "8"):
         invert(largest(tmp_path / "checkpoints" / step))
-    with (
-        checkpointer(tmp_path) as found,
-        pytest.raises(UserError, match=r"no checkpoint in .* can be read \(step 8: .*step 4: "),
-    ):
-        found.restore(template(ONE))
+    for _ in range(2):
+        with (
+            checkpointer(tmp_path) as found,
+            pytest.raises(UserError, match=r"no checkpoint in .* can be read \(step 8: .*step 4: "),
+        ):
+            found.restore(template(ONE))
+        assert on_disk(tmp_path) == [4, 8]
+
+
+def test_a_template_that_does_not_fit_is_no_damage(tmp_path):
+    """The wrong model must not cost the checkpoints of the right one."""
+    fill(tmp_path, 4, 8)
+    other = template(ONE)
+    other.params["embedding"] = jax.ShapeDtypeStruct(
+        (64, 47), np.float32, sharding=other.params["half"].sharding
+    )
+    with checkpointer(tmp_path) as found, pytest.raises(UserError):
+        found.restore(other)
+    with checkpointer(tmp_path) as found:
+        assert found.restore(template(ONE)).step == 8
 
 
 # --- Folders that cannot be written to ----------------------------------------------------------
@@ -374,3 +394,18 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(tmp_path):
         assert restored.step == 4 and same_bits(restored.state, values(4))
         save(found, 8)
     assert on_disk(tmp_path) == [4, 8]
+
+
+def test_a_folder_that_cannot_be_written_to_ends_the_run(tmp_path):
+    found = Checkpointer(epath.Path(tmp_path), NEVER)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").write_text("in the way")
+    threads = set(threading.enumerate())
+    with pytest.raises(RunError, match="see that the folder can be written to"):
+        save(found, 4)
+        found.wait()
+    # A thread that waits for a folder that never comes keeps the process from ending.
+    left = [t for t in set(threading.enumerate()) - threads if t.is_alive() and not t.daemon]
+    assert not left
+    with contextlib.suppress(RunError):
+        found.close()

@@ -27,6 +27,14 @@ from instar.training.state import TrainState
 JSON_ITEMS = ("input", "config", "lineage")
 
 
+def _said_once(record: logging.LogRecord) -> bool:
+    """False for the traceback that a thread of Orbax logs of an error that Orbax then raises."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+logging.getLogger("absl").addFilter(_said_once)
+
+
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When to save: every `minutes`, replaced by the next; every `keep_steps` steps, kept.
@@ -78,7 +86,6 @@ class Checkpointer:
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        logging.getLogger("absl").addFilter(_is_not_said_twice)
         policies: list[keep.PreservationPolicy] = [keep.LatestN(2)]
         if self._config.keep_steps is not None:
             policies.append(keep.EveryNSteps(self._config.keep_steps))
@@ -109,11 +116,12 @@ class Checkpointer:
         """
         if step == self._last_step:
             return
-        lineage = lineage | {"step": step, "fingerprint": fingerprint(state)}
+        lineage = lineage | {"step": step, "input": input, "fingerprint": fingerprint(state)}
         items = {"input": input, "config": config, "lineage": lineage}
         json_items = {name: ocp.args.JsonSave(value) for name, value in items.items()}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), **json_items)
         with self._write_errors(step):
+            self._probe(step)
             self._manager.save(step, args=args, force=True)
         self._last_time, self._last_step = self._clock(), step
 
@@ -130,6 +138,17 @@ class Checkpointer:
         """Waits, and lets go of the folder."""
         self.wait()
         self._manager.close()
+
+    def _probe(self, step: int) -> None:
+        """Fails at once where no folder can be made.
+
+        Orbax finds out after it has started threads that wait for that folder, and they keep the
+        process from ending for minutes.
+        """
+        if jax.process_index() == 0:
+            probe = self._directory / f"{step}.probe"
+            probe.mkdir(exist_ok=True)
+            probe.rmdir()
 
     @contextlib.contextmanager
     def _write_errors(self, step: int) -> Iterator[None]:
@@ -151,24 +170,28 @@ class Checkpointer:
     def restore(self, template: TrainState) -> Restored | None:
         """The newest whole checkpoint, laid out as `template` is; None where there is none yet.
 
-        A checkpoint that cannot be read, or whose state does not have the fingerprint that was
-        saved with it, is moved to `damaged/` and the one before it is taken.
+        A checkpoint that cannot be read, or whose state or input is not what its lineage says, is
+        moved to `damaged/` once an older one proves whole, which is then taken. Where none is, the
+        fault may lie elsewhere (memory, the store, the model), and all stay where they are.
 
         Raises:
           UserError: there are checkpoints and none of them can be read.
         """
-        damaged: list[str] = []
+        damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._restore(step, template)
             except Exception as error:  # whatever a damaged file makes its reader raise
-                damaged.append(self._set_aside(step, error))
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                damaged[step] = f"step {step}: {lines[0][:200]}"
                 continue
+            for worse in damaged:
+                self._set_aside(worse)
             self._last_step = step
-            return Restored(*restored, step, tuple(damaged))
+            return Restored(*restored, step, tuple(damaged.values()))
         if damaged:
             raise UserError(
-                f"no checkpoint in {self._directory} can be read ({'; '.join(damaged)}): "
+                f"no checkpoint in {self._directory} can be read ({'; '.join(damaged.values())}): "
                 "restore the folder from a copy, or start with a new workdir"
             )
         return None
@@ -177,22 +200,17 @@ class Checkpointer:
         json_items = {name: ocp.args.JsonRestore() for name in ("input", "lineage")}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(template), **json_items)
         items = self._manager.restore(step, args=args)
+        if items.input != items.lineage["input"]:
+            raise ValueError("the input position is not the one that was saved with it")
         if fingerprint(items.state) != items.lineage["fingerprint"]:
             raise ValueError("the state's fingerprint is not the one that was saved with it")
         return items.state, items.input, items.lineage
 
-    def _set_aside(self, step: int, error: Exception) -> str:
-        """Moves a damaged checkpoint out of the way and says why; nothing is deleted."""
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+    def _set_aside(self, step: int) -> None:
+        """Moves a damaged checkpoint out of the way; nothing is deleted."""
         if jax.process_index() == 0:
             aside = self._directory.parent / "damaged"
             aside.mkdir(parents=True, exist_ok=True)
             target = aside / f"{step}-{int(time.time())}"
             (self._directory / str(step)).rename(target)
         self._manager.reload()
-        return f"step {step}: {lines[0][:200]}"
-
-
-def _is_not_said_twice(record: logging.LogRecord) -> bool:
-    """Drops the tracebacks that Orbax's threads log: the same errors are raised to the caller."""
-    return "orbax" not in record.pathname or record.levelno < logging.ERROR
