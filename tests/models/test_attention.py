@@ -162,4 +162,4 @@ def test_large_logits_do_not_overflow():
 @pytest.mark.parametrize("heads", range(1, 41))
 def test_alibi_slopes(heads):
     expected = [alibi_slope(head, heads) for head in range(heads)]
-    np.testing.assert_allclose(alibi_slopes(heads), expected, rtol=1e-6)
+    np.testing.assert_allclose(alibi_slopes(heads), expected, rtol=1e-14)

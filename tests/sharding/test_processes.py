@@ -1,49 +1,17 @@
 """Several processes as one program."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from pairs import run_pair
 
 from instar.errors import UserError
 from instar.sharding.processes import VARIABLES, join_processes
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_two_processes_read_and_hold_their_own_rows():
-    address = f"127.0.0.1:{free_port()}"
-    shared = os.environ | {
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": "2",
-    }
-    script = Path(__file__).with_name("places_rows.py")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script],
-            env=shared | {"JAX_PROCESS_ID": str(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=120)
-            assert process.returncode == 0 and "whole" in output, output
-    finally:
-        for process in processes:
-            process.kill()
+    for code, output in run_pair(Path(__file__).with_name("places_rows.py")):
+        assert code == 0 and "whole" in output, output
 
 
 def test_without_variables_there_is_nothing_to_join(monkeypatch):

@@ -5,12 +5,12 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
+from pairs import run_pair
 from runs import environment, final_fingerprint, instar, losses
 
 from instar import cli
@@ -109,34 +109,18 @@ def test_another_mesh_goes_on_from_the_same_checkpoint(run_config, finished_run,
     assert losses(tmp_path) == pytest.approx(losses(finished_run), rel=1e-4)
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
 def test_two_processes_write_what_one_goes_on_from(run_config, finished_run, tmp_path):
     copy_run(finished_run, tmp_path, without=(8, 12))
     arguments = ("pretrain", "--config", run_config, "--workdir", tmp_path)
-    address = f"127.0.0.1:{free_port()}"
-    pair = [
-        start(
-            *arguments,
-            "--config.mesh.fsdp=2",
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(number),
-        )
-        for number in range(2)
-    ]
-    for process in pair:
-        _, stderr = process.communicate(timeout=200)
-        assert process.returncode == 0, stderr
+    # With a policy by time as well, which the two must follow together.
+    options = ("--config.mesh.fsdp=2", "--config.checkpoint.minutes=0.001")
+    for code, output in run_pair("-m", "instar", *arguments, *options, env=environment()):
+        assert code == 0, output
     assert losses(tmp_path) == pytest.approx(losses(finished_run), rel=1e-4)
     shutil.rmtree(tmp_path / "checkpoints/12")
     done = instar(*arguments, "--config.mesh.fsdp=1")
     assert done.returncode == 0, done.stderr
-    assert "resumed from the checkpoint of step 8" in done.stderr
+    assert "resumed from the checkpoint" in done.stderr
     assert losses(tmp_path) == pytest.approx(losses(finished_run), rel=1e-4)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
+from pairs import run_pair
 
 from instar.errors import RunError, UserError
 from instar.models.parameters import Axes
@@ -409,3 +410,12 @@ def test_a_folder_that_cannot_be_written_to_ends_the_run(tmp_path):
     assert not left
     with contextlib.suppress(RunError):
         found.close()
+
+
+def test_two_processes_save_and_restore_together(tmp_path):
+    """Though their clocks differ, and though one of them cannot read the newest checkpoint."""
+    pair = run_pair(Path(__file__).with_name("saves_together.py"), tmp_path)
+    said = [[line for line in out.splitlines() if line[:3] in ("due", "res")] for _, out in pair]
+    assert [code for code, _ in pair] == [0, 0], pair
+    assert said[0] == said[1] and said[0][-1] == "restored 1", pair
+    assert "process 1 could not read it" in pair[0][1]

@@ -44,8 +44,18 @@ def test_a_spike_does_not_join_the_window_that_judges_the_next():
     spikes = detector(window=10)
     for loss in noise(10):
         spikes.is_spike(float(loss))
-    assert all(spikes.is_spike(50.0) for _ in range(20))
+    assert all(spikes.is_spike(50.0) for _ in range(9))
     assert not spikes.is_spike(3.0)
+    assert all(spikes.is_spike(50.0) for _ in range(9))
+
+
+def test_a_lasting_change_of_level_is_learnt():
+    spikes = detector(window=10)
+    for loss in noise(10):
+        spikes.is_spike(float(loss))
+    flagged = [spikes.is_spike(float(loss)) for loss in 2 + noise(40)]
+    assert flagged == [True] * 9 + [False] * 31
+    assert spikes.is_spike(9.0)
 
 
 def test_the_window_forgets():

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from instar.models.matmul import matmul
@@ -80,7 +81,7 @@ def attend(
     prefix_length: jax.Array | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    bias_slopes: jax.Array | None = None,
+    bias_slopes: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) by positions and segments.
 
@@ -112,7 +113,7 @@ def attend(
         logits = softcap * jnp.tanh(logits / softcap)
     if bias_slopes is not None:
         distance = kv_positions[:, None, :] - positions[:, :, None]
-        slopes = bias_slopes.reshape(kv_heads, group).astype(accumulate)
+        slopes = jnp.asarray(bias_slopes, accumulate).reshape(kv_heads, group)
         logits += slopes[:, :, None, None] * distance[:, None, None].astype(accumulate)
     mask = visible(positions, kv_positions, segment_ids, kv_segment_ids, window, prefix_length)
     logits = jnp.where(mask[:, None, None], logits, MASKED)
@@ -121,8 +122,8 @@ def attend(
     return jnp.moveaxis(mixed, 3, 1).reshape(batch, length, heads, head_dim)
 
 
-def alibi_slopes(heads: int) -> jax.Array:
-    """ALiBi's slope of each head, float32 [heads] (Press et al. 2022, section 3).
+def alibi_slopes(heads: int) -> np.ndarray:
+    """ALiBi's slope of each head, float64 [heads] (Press et al. 2022, section 3).
 
     For a number of heads that is no power of two: the slopes of the power p below, then every
     other slope of 2p.
@@ -130,4 +131,4 @@ def alibi_slopes(heads: int) -> jax.Array:
     power = 2 ** (heads.bit_length() - 1)
     first = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
     rest = [2.0 ** (-8.0 * i / (2 * power)) for i in range(1, 2 * (heads - power), 2)]
-    return jnp.asarray(first + rest, jnp.float32)
+    return np.asarray(first + rest)

@@ -10,7 +10,6 @@ A checkpoint is a folder `checkpoints/STEP` that appears by one rename once it i
 
 import contextlib
 import errno
-import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,18 +20,15 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from instar.errors import RunError, UserError
+from instar.training.agreement import SaveTimer, every_process_or_none
 from instar.training.fingerprint import fingerprint
+from instar.training.said_once import quiet_orbax
 from instar.training.state import TrainState
+from instar.workdir import read_json
 
 JSON_ITEMS = ("input", "config", "lineage")
 
-
-def _said_once(record: logging.LogRecord) -> bool:
-    """False for the traceback that a thread of Orbax logs of an error that Orbax then raises."""
-    return not (record.exc_info and "orbax" in record.pathname)
-
-
-logging.getLogger("absl").addFilter(_said_once)
+quiet_orbax()
 
 
 @dataclass(frozen=True)
@@ -81,8 +77,8 @@ class Checkpointer:
         directory = epath.Path(workdir) / "checkpoints"
         # TensorStore asks for absolute paths; one with a scheme (gs://) already is.
         self._directory = directory if "://" in str(workdir) else directory.resolve()
-        self._config, self._clock = config, clock
-        self._last_time, self._last_step = clock(), -1
+        self._config, self._last_step = config, -1
+        self._timer = SaveTimer(config.minutes, clock)
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -102,9 +98,8 @@ class Checkpointer:
 
     def due(self, step: int) -> bool:
         """Whether either policy asks for a checkpoint after `step` steps."""
-        minutes, keep_steps = self._config.minutes, self._config.keep_steps
-        by_time = minutes is not None and self._clock() - self._last_time >= 60 * minutes
-        return by_time or (keep_steps is not None and step % keep_steps == 0)
+        keep_steps = self._config.keep_steps
+        return (keep_steps is not None and step % keep_steps == 0) or self._timer.due(step)
 
     def save(
         self, step: int, state: TrainState, *, input: dict, config: dict, lineage: dict
@@ -123,7 +118,8 @@ class Checkpointer:
         with self._write_errors(step):
             self._probe(step)
             self._manager.save(step, args=args, force=True)
-        self._last_time, self._last_step = self._clock(), step
+        self._timer.restart()
+        self._last_step = step
 
     def wait(self) -> None:
         """Returns when what was saved is on disk.
@@ -197,14 +193,23 @@ class Checkpointer:
         return None
 
     def _restore(self, step: int, template: TrainState) -> tuple[TrainState, dict, dict]:
-        json_items = {name: ocp.args.JsonRestore() for name in ("input", "lineage")}
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(template), **json_items)
-        items = self._manager.restore(step, args=args)
-        if items.input != items.lineage["input"]:
-            raise ValueError("the input position is not the one that was saved with it")
-        if fingerprint(items.state) != items.lineage["fingerprint"]:
+        with every_process_or_none():
+            state, input, lineage = self._read(step, template)
+        if fingerprint(state) != lineage["fingerprint"]:
             raise ValueError("the state's fingerprint is not the one that was saved with it")
-        return items.state, items.input, items.lineage
+        return state, input, lineage
+
+    def _read(self, step: int, template: TrainState) -> tuple[TrainState, dict, dict]:
+        # Not by the manager, in which the processes that can read wait for one that cannot.
+        folder = self._directory / str(step)
+        input, lineage = (
+            read_json(folder / name / f"{name}.json") for name in ("input", "lineage")
+        )
+        if input != lineage["input"]:
+            raise ValueError("the input position is not the one that was saved with it")
+        handler = ocp.StandardCheckpointHandler()
+        state = handler.restore(folder / "state", args=ocp.args.StandardRestore(template))
+        return state, input, lineage
 
     def _set_aside(self, step: int) -> None:
         """Moves a damaged checkpoint out of the way; nothing is deleted."""

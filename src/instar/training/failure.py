@@ -46,12 +46,14 @@ class SpikeDetector:
     def __init__(self, config: FailureConfig):
         self._deviations = config.spike_deviations
         self._recent: collections.deque[float] = collections.deque(maxlen=config.spike_window)
+        self._in_a_row = 0
 
     def is_spike(self, loss: float) -> bool:
         """Whether `loss` is a spike; it joins the window where it is none.
 
         The trend of a falling loss widens the window's deviation, so early training is not flagged.
-        What is not finite is a spike: in the window it would make every comparison false.
+        What is not finite is a spike: in the window it would make every comparison false. As many
+        spikes in a row as the window holds are a new level, which a new window then learns.
         """
         if not math.isfinite(loss):
             return True
@@ -59,7 +61,11 @@ class SpikeDetector:
         if len(window) == window.maxlen:
             mean, deviation = statistics.fmean(window), statistics.stdev(window)
             if loss > mean + self._deviations * max(deviation, 1e-12):
-                return True
+                self._in_a_row += 1
+                if self._in_a_row < window.maxlen:
+                    return True
+                window.clear()
+        self._in_a_row = 0
         window.append(loss)
         return False
 

@@ -1,0 +1,39 @@
+"""Two processes that run as one program."""
+
+import os
+import socket
+import subprocess
+import sys
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_pair(*words: object, env: dict[str, str] | None = None) -> list[tuple[int, str]]:
+    """Runs `python WORDS` as two processes; returns the exit code and the output of each."""
+    shared = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            env=shared | (env or {}) | {"JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=200)[0] for process in processes]
+        return [(process.returncode, out) for process, out in zip(processes, outputs, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
