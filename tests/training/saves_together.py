@@ -44,7 +44,7 @@ def main(folder: str) -> None:
         checkpointer.save(step, make(step), input={"row": step}, config={}, lineage={})
     checkpointer.wait()
     if not first:  # what process 1 wrote is what process 1 reads
-        for file in Path(folder).glob("checkpoints/2/state/ocdbt.process_1/d/*"):
+        for file in Path(folder).glob("checkpoints/2/params/ocdbt.process_1/d/*"):
             file.write_bytes(b"damaged")
     template = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -1,14 +1,11 @@
-"""Checkpoints: asynchronous, atomic, verified; written and read by Orbax in this file alone.
+"""The checkpoints of a run: asynchronous, atomic, verified.
 
-A checkpoint is a folder `checkpoints/STEP` that appears by one rename once it is whole:
-
-- `state/`: the `TrainState`, each array sharded as it lies on the mesh, readable on any other;
-- `input/input.json`: where the input goes on;
-- `config/config.json`: the resolved config of the run;
-- `lineage/lineage.json`: stage, parent, tokenizer, data, tokens seen, and the state's fingerprint.
+A checkpoint is a folder `checkpoints/STEP` that appears by one rename once it is whole;
+`instar.training.checkpoint_files` says what lies in it.
 """
 
 import contextlib
+import dataclasses
 import errno
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +17,19 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from instar.errors import RunError, UserError
+from instar.models.language_model import Params
 from instar.training.agreement import SaveTimer, every_process_or_none
+from instar.training.checkpoint_files import (
+    ARRAY_ITEMS,
+    CHECKPOINTS,
+    JSON_ITEMS,
+    absolute,
+    read_arrays,
+    read_item,
+)
 from instar.training.fingerprint import fingerprint
 from instar.training.said_once import quiet_orbax
 from instar.training.state import TrainState
-from instar.workdir import read_json
-
-JSON_ITEMS = ("input", "config", "lineage")
 
 quiet_orbax()
 
@@ -74,9 +77,7 @@ class Checkpointer:
         config: CheckpointConfig,
         clock: Callable[[], float] = time.monotonic,
     ):
-        directory = epath.Path(workdir) / "checkpoints"
-        # TensorStore asks for absolute paths; one with a scheme (gs://) already is.
-        self._directory = directory if "://" in str(workdir) else directory.resolve()
+        self._directory = absolute(workdir) / CHECKPOINTS
         self._config, self._last_step = config, -1
         self._timer = SaveTimer(config.minutes, clock)
         self._manager = self._open()
@@ -85,10 +86,11 @@ class Checkpointer:
         policies: list[keep.PreservationPolicy] = [keep.LatestN(2)]
         if self._config.keep_steps is not None:
             policies.append(keep.EveryNSteps(self._config.keep_steps))
-        json_handlers = {name: ocp.JsonCheckpointHandler(f"{name}.json") for name in JSON_ITEMS}
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ARRAY_ITEMS}
+        handlers |= {name: ocp.JsonCheckpointHandler(f"{name}.json") for name in JSON_ITEMS}
         return ocp.CheckpointManager(
             self._directory,
-            item_handlers={"state": ocp.StandardCheckpointHandler(), **json_handlers},
+            item_handlers=handlers,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=keep.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
@@ -102,7 +104,14 @@ class Checkpointer:
         return (keep_steps is not None and step % keep_steps == 0) or self._timer.due(step)
 
     def save(
-        self, step: int, state: TrainState, *, input: dict, config: dict, lineage: dict
+        self,
+        step: int,
+        state: TrainState,
+        *,
+        input: dict,
+        config: dict,
+        lineage: dict,
+        model: dict | None = None,
     ) -> None:
         """Starts a save and returns once the arrays are copied, so that they may be donated.
 
@@ -111,13 +120,22 @@ class Checkpointer:
         """
         if step == self._last_step:
             return
-        lineage = lineage | {"step": step, "input": input, "fingerprint": fingerprint(state)}
-        items = {"input": input, "config": config, "lineage": lineage}
+        params, rest = split_state(state)
+        lineage = lineage | {
+            "step": step,
+            "input": input,
+            "fingerprint": fingerprint(state),
+            "params": fingerprint(params),
+        }
+        arrays = {
+            name: ocp.args.StandardSave(tree)
+            for name, tree in zip(ARRAY_ITEMS, (params, rest), strict=True)
+        }
+        items = {"model": model or {}, "input": input, "config": config, "lineage": lineage}
         json_items = {name: ocp.args.JsonSave(value) for name, value in items.items()}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), **json_items)
         with self._write_errors(step):
             self._probe(step)
-            self._manager.save(step, args=args, force=True)
+            self._manager.save(step, args=ocp.args.Composite(**arrays, **json_items), force=True)
         self._timer.restart()
         self._last_step = step
 
@@ -202,14 +220,13 @@ class Checkpointer:
     def _read(self, step: int, template: TrainState) -> tuple[TrainState, dict, dict]:
         # Not by the manager, in which the processes that can read wait for one that cannot.
         folder = self._directory / str(step)
-        input, lineage = (
-            read_json(folder / name / f"{name}.json") for name in ("input", "lineage")
-        )
+        input, lineage = read_item(folder, "input"), read_item(folder, "lineage")
         if input != lineage["input"]:
             raise ValueError("the input position is not the one that was saved with it")
-        handler = ocp.StandardCheckpointHandler()
-        state = handler.restore(folder / "state", args=ocp.args.StandardRestore(template))
-        return state, input, lineage
+        params_template, rest_template = split_state(template)
+        params = read_arrays(folder, "params", params_template)
+        rest = read_arrays(folder, "state", rest_template)
+        return dataclasses.replace(rest, params=params), input, lineage
 
     def _set_aside(self, step: int) -> None:
         """Moves a damaged checkpoint out of the way; nothing is deleted."""
@@ -219,3 +236,8 @@ class Checkpointer:
             target = aside / f"{step}-{int(time.time())}"
             (self._directory / str(step)).rename(target)
         self._manager.reload()
+
+
+def split_state(state: TrainState) -> tuple[Params, TrainState]:
+    """The parameters, which the next stage takes over, and the rest, which it does not."""
+    return state.params, dataclasses.replace(state, params={})

@@ -50,6 +50,7 @@ class Stage:
       inputs: (step, position) -> the inputs from there on, each with the position after it.
       start: the position of step 0.
       lineage: what a checkpoint says of its origin, given the input position.
+      card: what a checkpoint says of the model that its parameters are of, ready for JSON.
       observe: scalars that the host knows of an input position (epochs of each source).
       flops_per_token: model FLOP of a training token; `peak`: those of all devices a second.
       on_start: called once with the step at which the run starts or resumes.
@@ -68,6 +69,7 @@ class Stage:
     peak: Peak
     on_start: Callable[[int], None]
     evaluations: tuple[Evaluation, ...] = ()
+    card: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,14 @@ class _Run:
         self._drain()
         self.writer.flush()
         lineage = self.stage.lineage(position) | {"stage": self.stage.name}
-        self.checkpointer.save(step, state, input=position, config=self.run_config, lineage=lineage)
+        self.checkpointer.save(
+            step,
+            state,
+            input=position,
+            config=self.run_config,
+            lineage=lineage,
+            model=self.stage.card,
+        )
 
     def _exit(self, step: int, state: TrainState, position: Position) -> None:
         started = time.monotonic()
