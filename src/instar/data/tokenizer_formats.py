@@ -1,5 +1,6 @@
 """The formats of tokenizers: SentencePiece models, and Hugging Face's tokenizer.json."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -11,6 +12,7 @@ import sentencepiece
 import tokenizers
 from etils import epath
 
+from instar.data.token_bytes import bytes_reader
 from instar.errors import UserError
 
 SENTENCEPIECE_FILE = "tokenizer.model"
@@ -33,6 +35,9 @@ class Tokenizer(ABC):
       vocab_size: ids are from 0 to vocab_size - 1.
       bos_id, eos_id, pad_id: the tokens around a document and the filler behind it. A vocabulary
         without BOS or padding has its EOS stand in for them.
+      special_tokens: the ids, by name, of the control tokens: those which no text encodes to and
+        which decode to nothing. BOS, EOS and padding are among them.
+      decoded_prefix: what `decode` drops from the start of the text (a dummy space, or nothing).
       digest: the SHA-256 of the model file's bytes, in hexadecimal.
     """
 
@@ -40,15 +45,18 @@ class Tokenizer(ABC):
     bos_id: int
     eos_id: int
     pad_id: int
+    special_tokens: dict[str, int]
+    decoded_prefix: str
     digest: str
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns int32[length] ids for each text, without BOS and EOS; uses several threads."""
 
+    @property
     @abstractmethod
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`, without special tokens; U+FFFD for what is no UTF-8."""
+    def _bytes(self) -> Sequence[bytes] | None:
+        """What `token_bytes` returns, by id."""
 
     @abstractmethod
     def save(self, directory: epath.PathLike) -> None:
@@ -61,6 +69,36 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, without BOS and EOS."""
         return self.encode_batch([text])[0].tolist()
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids`, without special tokens; U+FFFD for what is no UTF-8."""
+        joined = b"".join([self.token_bytes(token) for token in ids])
+        return joined.decode("utf-8", errors="replace").removeprefix(self.decoded_prefix)
+
+    def token_bytes(self, token: int) -> bytes | None:
+        """Returns the UTF-8 bytes, perhaps a part of a character, that a token stands for.
+
+        Nothing for an id beyond the vocabulary, which a model with a padded one can produce. None,
+        for every token alike, where the tokenizer decodes a token by its neighbours.
+        """
+        if self._bytes is None:
+            return None
+        return self._bytes[token] if token < self.vocab_size else b""
+
+    def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+        """Returns the ids of a text with control tokens in it.
+
+        Args:
+          parts: texts, each of which is encoded on its own, and ids, which stand for themselves.
+        """
+        parts = list(parts)
+        encoded = iter(self.encode_batch([part for part in parts if isinstance(part, str)]))
+        each = (next(encoded).tolist() if isinstance(part, str) else [part] for part in parts)
+        return list(itertools.chain.from_iterable(each))
+
+    def special_name(self, token: int) -> str:
+        """Returns the name of the special token with the id `token`."""
+        return next(name for name, special in self.special_tokens.items() if special == token)
 
     def token_id(self, token: str) -> int:
         """Returns the id of a token by its name, such as ``<|im_end|>``.
@@ -79,8 +117,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, model: bytes):
         """Raises ValueError where `model` is not a SentencePiece model with an EOS."""
-        self._model = model
-        self._processor, self._prefix = _without_dummy_prefix(model)
+        self.model = model
+        self._processor, self.decoded_prefix = _without_dummy_prefix(model)
         processor = self._processor
         self.vocab_size = processor.get_piece_size()
         if processor.eos_id() < 0:
@@ -88,8 +126,10 @@ class SentencePieceTokenizer(Tokenizer):
         self.eos_id = processor.eos_id()
         self.bos_id = processor.bos_id() if processor.bos_id() >= 0 else self.eos_id
         self.pad_id = processor.pad_id() if processor.pad_id() >= 0 else self.eos_id
+        control = [piece for piece in range(self.vocab_size) if processor.is_control(piece)]
+        control = sorted({*control, self.bos_id, self.eos_id, self.pad_id})
+        self.special_tokens = {processor.id_to_piece(piece): piece for piece in control}
         self.digest = hashlib.sha256(model).hexdigest()
-        self._bytes = [_piece_bytes(processor, piece) for piece in range(self.vocab_size)]
         byte_pieces = [self._find(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
         self._literal_space = None if None in byte_pieces else byte_pieces
 
@@ -100,7 +140,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _split(self, text: str) -> list[str]:
         """Cuts at each U+2581, which SentencePiece itself could not tell from a space."""
-        text = self._prefix + text if text else text
+        text = self.decoded_prefix + text if text else text
         return [text] if self._literal_space is None else text.split(_SPACE)
 
     def _join(self, parts: list[list[int]]) -> np.ndarray:
@@ -109,15 +149,15 @@ class SentencePieceTokenizer(Tokenizer):
             ids = [*ids, *self._literal_space, *part]
         return np.array(ids, np.int32)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    @functools.cached_property
+    def _bytes(self) -> list[bytes]:
         # SentencePiece's own decoding would turn a literal U+2581, come from bytes, into a space.
-        joined = b"".join([self._bytes[token] for token in ids])
-        return joined.decode("utf-8", errors="replace").removeprefix(self._prefix)
+        return [_piece_bytes(self._processor, piece) for piece in range(self.vocab_size)]
 
     def save(self, directory: epath.PathLike) -> None:
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / SENTENCEPIECE_FILE).write_bytes(self._model)
+        (directory / SENTENCEPIECE_FILE).write_bytes(self.model)
 
     def _find(self, token: str) -> int | None:
         found = self._processor.piece_to_id(token)
@@ -168,7 +208,7 @@ class HuggingFaceTokenizer(Tokenizer):
         Raises:
           ValueError: `model` is not a tokenizer.json, or has no EOS token.
         """
-        self._model = model
+        self.model = model
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(model.decode("utf-8"))
         except Exception as error:  # the Rust library raises bare Exception
@@ -189,6 +229,13 @@ class HuggingFaceTokenizer(Tokenizer):
         self.eos_id = eos
         self.bos_id = eos if bos is None else bos
         self.pad_id = eos if pad is None else pad
+        # A file may list one of these among its plain tokens, which text could spell.
+        for token in (self.bos_id, self.eos_id, self.pad_id):
+            self._tokenizer.add_special_tokens([self._tokenizer.id_to_token(token)])
+        added = sorted(self._tokenizer.get_added_tokens_decoder().items())
+        self.special_tokens = {name.content: token for token, name in added if name.special}
+        reader = bytes_reader(json.loads(model).get("decoder"))
+        self._read_bytes, self.decoded_prefix = reader or (None, "")
 
     def _special_id(self, key: str, usual_names: Sequence[str]) -> int | None:
         if self._special.get(key) is not None:
@@ -201,12 +248,26 @@ class HuggingFaceTokenizer(Tokenizer):
         return [np.array(encoding.ids, np.int32) for encoding in encoded]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
+        if self._bytes is None:
+            tokens = [int(token) for token in ids]
+            return self._tokenizer.decode(tokens, skip_special_tokens=True)
+        # Not the library, where one stray byte spoils all the byte tokens beside it.
+        return super().decode(ids)
+
+    @functools.cached_property
+    def _bytes(self) -> list[bytes] | None:
+        if self._read_bytes is None:
+            return None
+        names = map(self._tokenizer.id_to_token, range(self.vocab_size))
+        return [
+            b"" if name is None or name in self.special_tokens else self._read_bytes(name)
+            for name in names
+        ]
 
     def save(self, directory: epath.PathLike) -> None:
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / HUGGINGFACE_FILE).write_bytes(self._model)
+        (directory / HUGGINGFACE_FILE).write_bytes(self.model)
         if self._special:
             (directory / HUGGINGFACE_CONFIG).write_text(json.dumps(self._special, indent=2))
 
