@@ -1,13 +1,18 @@
-import io
 import json
-import random
 
 import numpy as np
 import pytest
 import sentencepiece
-import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizer_examples import (
+    AWKWARD,
+    KINDS,
+    corpus,
+    one_of_each_kind,
+    train_huggingface,
+    train_sentencepiece,
+)
 
 from instar.config import build
 from instar.data.tokenizer import (
@@ -18,53 +23,6 @@ from instar.data.tokenizer import (
 )
 from instar.errors import UserError
 
-WORDS = ["the", "film", "was", "good", "bad", "très", "电影", "很好", "def", "return", "x12", "🙂"]
-
-# What has broken tokenizers before: SentencePiece's own space and unknown characters, NUL, line
-# ends, runs of spaces, a byte-order mark, characters of many code points, text that looks special.
-AWKWARD = (
-    "\u2581",
-    " \u2581 a\u2581\u2581b \u2581",
-    "\u2585 \u2047 \ufffd",
-    "\0a\0",
-    "a\r\nb\rc\n\n",
-    "  two  spaces\tand\ttabs  ",
-    "\ufeff\u00a0\u3000\u200b",
-    "👩‍👩‍👧‍👦 e\u0301 é ﬁ ①",
-    "def f(x):\n    return x**2  # 平方\n",
-    "<s></s><unk><pad><0x0A>",
-    "".join(CHAT_TOKENS) + "<|reserved_0|>",
-)
-
-
-def corpus(seed: int = 0) -> list[str]:
-    choose = random.Random(seed)
-    return [" ".join(choose.choices(WORDS, k=30)) + ".\n" for _ in range(300)]
-
-
-def train_sentencepiece(**options) -> bytes:
-    """A SentencePiece model as other projects make them."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus()), model_writer=model, minloglevel=2, **options
-    )
-    return model.getvalue()
-
-
-def train_huggingface() -> tokenizers.Tokenizer:
-    """A byte-level BPE, as GPT-2's."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300,
-        show_progress=False,
-        special_tokens=["<|endoftext|>", "<|im_end|>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(corpus(), trainer)
-    return tokenizer
-
 
 @pytest.fixture(scope="module")
 def bpe():
@@ -72,29 +30,8 @@ def bpe():
 
 
 @pytest.fixture(scope="module")
-def every(bpe, tmp_path_factory):
-    """One tokenizer of each kind."""
-    folder = tmp_path_factory.mktemp("tokenizers")
-    train_huggingface().save(str(folder / "tokenizer.json"))
-    (folder / "llama.model").write_bytes(
-        # As LLaMA's: a space before the text, and no token for padding.
-        train_sentencepiece(
-            model_type="bpe",
-            vocab_size=310,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-        )
-    )
-    return {
-        "bpe": bpe,
-        "unigram": train_tokenizer(corpus(), TokenizerConfig(kind="unigram", vocab_size=310)),
-        "huggingface": load_tokenizer(folder / "tokenizer.json"),
-        "llama": load_tokenizer(folder / "llama.model"),
-    }
-
-
-KINDS = ("bpe", "unigram", "huggingface", "llama")
+def every(tmp_path_factory):
+    return one_of_each_kind(tmp_path_factory.mktemp("tokenizers"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -126,7 +126,7 @@ def _byte_level_bpe(
     tokenizer = tokenizers.Tokenizer(
         models.BPE(
             vocab={token: index for index, token in enumerate(tokens)},
-            merges=[tuple(merge.split(" ")) for merge in _get(metadata, "merges", list)],
+            merges=_merges(metadata, tokens),
             # LLaMA 3's vocabulary has words that its merges do not lead to.
             ignore_merges=expressions is _LLAMA3,
         )
@@ -147,6 +147,21 @@ def _byte_level_bpe(
             tokenizer.add_tokens([added])
     names = {f"{short}_token": tokens[index] for short, index in special.items()}
     return HuggingFaceTokenizer(tokenizer.to_str().encode(), names)
+
+
+def _merges(metadata: Mapping[str, object], tokens: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the pairs of tokens that are joined, the first ones first."""
+    known = set(tokens)
+    merges = []
+    for index, merge in enumerate(_get(metadata, "merges", list)):
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= known:
+            raise UserError(
+                f"tokenizer.ggml.merges[{index}]={merge!r} does not join two tokens to a third; "
+                "convert the file again"
+            )
+        merges.append((left, right))
+    return merges
 
 
 def _sentencepiece(

@@ -47,10 +47,12 @@ def save_for_transformers(
       UserError: a SentencePiece model normalises text, or is neither BPE nor unigram.
     """
     directory = epath.Path(directory)
-    tokenizer.save(directory)
     if isinstance(tokenizer, SentencePieceTokenizer):
-        converted = huggingface_from_sentencepiece(tokenizer.model)
-        (directory / HUGGINGFACE_FILE).write_text(converted.to_str())
+        converted = huggingface_from_sentencepiece(tokenizer.model).to_str()
+        tokenizer.save(directory)
+        (directory / HUGGINGFACE_FILE).write_text(converted)
+    else:
+        tokenizer.save(directory)
     config = {
         # In transformers 5 this is another name of its TokenizersBackend.
         "tokenizer_class": "PreTrainedTokenizerFast",
