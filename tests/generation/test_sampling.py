@@ -1,165 +1,178 @@
-"""Sampling, against the full forward pass and against rules written in NumPy."""
+"""The choice of a token, against rules written in NumPy."""
 
 import functools
-from collections.abc import Iterator
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import SPECS, quick_compilation, random_params
+from examples import quick_compilation
 
 from instar.errors import UserError
-from instar.generation.sampling import SamplingConfig, choose, make_sampler, pad_prompts
-from instar.models.language_model import LanguageModel
+from instar.generation import filters
+from instar.generation.sampling import Mode, RowSettings, SamplingConfig, choose
 
-PROMPTS = [[5, 9, 2, 30], [7], [1, 1, 1, 12, 3, 25], [11, 4]]
-NEW = 8
-
-
-@pytest.fixture(autouse=True)
-def quick() -> Iterator[None]:
-    with quick_compilation():
-        yield
+RNG = np.random.default_rng(4)
+# Two pairs of ties, one of them of the most probable tokens.
+LOGITS = np.concatenate([RNG.standard_normal(9) * 1.5, [2.5, 0.5, 2.5, 0.5]]).astype(np.float32)
+SEEN = np.arange(len(LOGITS)) % 3 == 0
 
 
-@functools.cache
-def model_and_params(name: str):
-    model = LanguageModel(SPECS[name])
-    return model, random_params(model, 1)
-
-
-@functools.cache
-def whole_logits(name: str):
-    model, params = model_and_params(name)
-    return functools.partial(jax.jit(model.logits), params)
-
-
-def full_forward_greedy(name: str, prompt: list[int], count: int) -> list[int]:
-    """Argmax of the whole sequence's logits, read anew for each token."""
-    tokens, width = list(prompt), max(map(len, PROMPTS)) + NEW
-    for _ in range(count):
-        padded = np.zeros((1, width), np.int32)
-        padded[0, : len(tokens)] = tokens
-        tokens.append(int(np.argmax(whole_logits(name)(padded)[0, len(tokens) - 1])))
-    return tokens[len(prompt) :]
-
-
-@functools.cache
-def sampler_of(name: str, config: SamplingConfig, end_id: int):
-    return make_sampler(model_and_params(name)[0], config, end_id)
-
-
-def sample(name: str, config: SamplingConfig, end_id: int, seed: int = 0, prompts=PROMPTS):
-    tokens, lengths = pad_prompts(prompts)
-    sampler, params = sampler_of(name, config, end_id), model_and_params(name)[1]
-    return map(np.asarray, sampler(params, tokens, lengths, jax.random.key(seed)))
-
-
-@pytest.mark.parametrize("name", ["gpt", "llama", "mixed"])
-def test_greedy_is_the_argmax_of_the_full_forward(name):
-    """Prompts of unequal lengths, each as if it were alone, until its own end."""
-    expected = [full_forward_greedy(name, prompt, NEW) for prompt in PROMPTS]
-    greedy = SamplingConfig(NEW, temperature=0.0)
-    tokens, counts = sample(name, greedy, end_id=-1)
-    assert tokens.tolist() == expected and counts.tolist() == [NEW] * len(PROMPTS)
-
-    end_id = expected[0][3]  # Some row ends early, and the others must not care.
-    tokens, counts = sample(name, greedy, end_id)
-    for row, count, full in zip(tokens, counts, expected, strict=True):
-        stop = full.index(end_id) + 1 if end_id in full else NEW
-        assert count == stop
-        assert row.tolist() == full[:stop] + [0] * (NEW - stop)
-    assert counts.min() < NEW
-
-
-def test_seeds_reproduce_and_differ():
-    config = SamplingConfig(NEW)
-    (first, _), (again, _), (other, _) = (sample("llama", config, -1, seed) for seed in (0, 0, 1))
-    assert first.tolist() == again.tolist() != other.tolist()
-    # Each step and each row draws for itself: equal prompts go different ways.
-    (rows, _) = sample("llama", config, -1, 2, prompts=[PROMPTS[2]] * 4)
-    assert len({tuple(row) for row in rows.tolist()}) == 4
-
-
-def test_more_tokens_than_learned_positions_are_refused():
-    limit = SPECS["gpt"].max_positions
-    with pytest.raises(UserError, match="exceed the 29 learned positions"):
-        sample("gpt", SamplingConfig(limit), -1)
-
-
-# --- One choice ---------------------------------------------------------------------------------
-
-LOGITS = np.random.default_rng(4).standard_normal(12) * 1.5
-
-
-def probabilities(config: SamplingConfig) -> np.ndarray:
-    """Temperature, then the k most probable, then the fewest that sum to p; renormalised."""
-    scaled = LOGITS / config.temperature
-    order = np.argsort(-scaled)
-    kept = order[: config.top_k] if config.top_k else order
-    p = np.exp(scaled[kept]) / np.exp(scaled[kept]).sum()
+def probabilities(config: SamplingConfig, logits=LOGITS, seen=SEEN) -> np.ndarray:
+    """Penalty, temperature, top-k, top-p, min-p: each as its paper says, on sorted tokens."""
+    logits, penalty = logits.astype(np.float64), config.repetition_penalty
+    penalised = np.where(logits > 0, logits / penalty, logits * penalty)
+    logits = np.where(seen, penalised, logits)
+    found = np.zeros(len(logits))
+    if config.temperature == 0:
+        found[np.argmax(logits)] = 1
+        return found
+    scaled = logits / config.temperature
+    kept = np.argsort(-scaled, kind="stable")
+    if config.top_k:
+        kept = kept[: config.top_k]
+    p = np.exp(scaled[kept] - scaled.max())
+    p /= p.sum()
     if config.top_p < 1:
-        count = 1 + int(np.searchsorted(np.cumsum(p), config.top_p))
-        kept, p = kept[:count], p[:count] / p[:count].sum()
-    found = np.zeros(len(LOGITS))
-    found[kept] = p
+        count = next(n for n in range(1, len(p) + 1) if p[:n].sum() >= config.top_p)
+        kept, p = kept[:count], p[:count]
+    p = np.where(p >= config.min_p * p[0], p, 0)
+    found[kept] = p / p.sum()
     return found
 
 
-CASES = [
-    SamplingConfig(),
-    SamplingConfig(temperature=0.5),
-    SamplingConfig(temperature=2.0, top_k=5),
-    SamplingConfig(top_k=1),
-    SamplingConfig(top_k=100),
-    SamplingConfig(top_p=0.6),
-    SamplingConfig(top_p=0.05),
-    SamplingConfig(temperature=1.5, top_p=0.95),
-    SamplingConfig(temperature=1.3, top_k=6, top_p=0.7),
-]
-
-
-@pytest.mark.parametrize("config", CASES, ids=str)
-def test_frequencies_follow_the_rule(config):
-    """Pearson's chi-square below its 99.99 % quantile, and nothing outside the kept set."""
-    draws = 20_000
-    expected = draws * probabilities(config)
-    logits = jnp.broadcast_to(jnp.asarray(LOGITS, jnp.float32), (draws, len(LOGITS)))
-    tokens = jax.jit(functools.partial(choose, config=config))(logits, jax.random.key(1))
-    assert tokens.dtype == jnp.int32
-    observed = np.bincount(tokens, minlength=len(LOGITS))
-    kept = expected > 0
-    assert not observed[~kept].any()
-    statistic = np.sum((observed[kept] - expected[kept]) ** 2 / expected[kept])
-    freedom = kept.sum() - 1
-    # Wilson & Hilferty's cube approximation of the quantile; 3.72 is that of the normal.
-    share = 2 / (9 * max(freedom, 1))
-    assert statistic <= freedom * (1 - share + 3.72 * share**0.5) ** 3
+CASES = {
+    "plain": SamplingConfig(),
+    "cold": SamplingConfig(temperature=0.5),
+    "greedy among ties": SamplingConfig(temperature=0.0, top_k=3),
+    "hot and k": SamplingConfig(temperature=2.0, top_k=5),
+    "k cuts a tie": SamplingConfig(top_k=1),
+    "k of all": SamplingConfig(top_k=len(LOGITS)),
+    "k beyond all": SamplingConfig(top_k=100),
+    "p": SamplingConfig(top_p=0.6),
+    "tiny p cuts a tie": SamplingConfig(top_p=1e-6),
+    "hot and p": SamplingConfig(temperature=1.5, top_p=0.95),
+    "min-p": SamplingConfig(min_p=0.1),
+    "min-p of 1 keeps a tie": SamplingConfig(min_p=1.0),
+    "penalty": SamplingConfig(repetition_penalty=1.7),
+    "reward": SamplingConfig(repetition_penalty=0.6, top_k=4),
+    "all": SamplingConfig(temperature=1.3, top_k=8, top_p=0.9, min_p=0.15, repetition_penalty=1.2),
+}
 
 
 def test_the_kept_sets_differ_between_the_cases():
-    """So that the test above tests what it says."""
-    sizes = [int((probabilities(config) > 0).sum()) for config in CASES]
-    assert sizes[:5] == [12, 12, 5, 1, 12] and sizes[6] == 1
-    assert 1 < sizes[8] < 6 and 1 < sizes[5] < sizes[7] < 12
+    """So that the tests below test what they say."""
+    kept = {name: int((probabilities(config) > 0).sum()) for name, config in CASES.items()}
+    size = len(LOGITS)
+    assert kept["plain"] == kept["cold"] == kept["k of all"] == kept["penalty"] == size
+    assert kept["greedy among ties"] == kept["k cuts a tie"] == kept["tiny p cuts a tie"] == 1
+    assert kept["hot and k"] == 5 and kept["min-p of 1 keeps a tie"] == 2
+    assert 1 < kept["all"] < 8 and 1 < kept["p"] < kept["hot and p"] < size
+
+
+@functools.cache
+def choice(mode: Mode):
+    return jax.jit(functools.partial(choose, mode=mode))
+
+
+def chosen(configs: list[SamplingConfig], logits: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """A choice for each config in turn, row by row, at index 7."""
+    rows = len(seeds)
+    settings = RowSettings.of([configs[row % len(configs)] for row in range(rows)], seeds)
+    index, seen = np.full(rows, 7, np.int32), np.broadcast_to(SEEN, (rows, len(SEEN)))
+    logits = jnp.broadcast_to(logits, (rows, logits.shape[-1]))
+    return np.asarray(choice(Mode.of(configs))(logits, settings, index, seen))
+
+
+def chi_square(tokens: np.ndarray, expected: np.ndarray) -> None:
+    """Pearson's statistic below its 99.99 % quantile, and nothing outside the kept set."""
+    observed = np.bincount(tokens, minlength=len(expected))
+    kept = expected > 0
+    assert not observed[~kept].any()
+    expected = expected[kept] * len(tokens)
+    statistic = np.sum((observed[kept] - expected) ** 2 / expected)
+    freedom = max(kept.sum() - 1, 1)
+    # Wilson & Hilferty's cube approximation of the quantile; 3.72 is that of the normal.
+    share = 2 / (9 * freedom)
+    assert statistic <= freedom * (1 - share + 3.72 * share**0.5) ** 3
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_frequencies_follow_the_rule(name):
+    tokens = chosen([CASES[name]], LOGITS, np.arange(10_000))
+    assert tokens.dtype == np.int32
+    chi_square(tokens, probabilities(CASES[name]))
+
+
+def test_rows_with_settings_of_their_own_choose_as_if_alone():
+    """Though alone, most of them run a program without the parts that the others need."""
+    configs, seeds = list(CASES.values()), np.arange(15 * 40)
+    together = chosen(configs, LOGITS, seeds)
+    for place, config in enumerate(configs):
+        alone = chosen([config], LOGITS, seeds[place :: len(configs)])
+        np.testing.assert_array_equal(together[place :: len(configs)], alone)
+
+
+def test_a_large_vocabulary_with_ties_everywhere():
+    """More tokens than the candidates, of few different scores: thresholds by bisection."""
+    logits = np.random.default_rng(6).integers(-3, 4, (6, 3001)).astype(np.float32)
+    logits[:, 17] = -0.0  # equal to 0.0, and must not come after it
+    unseen = np.zeros(3001, bool)
+    cases = [dict(top_k=k) for k in (1, 255, 256, 257, 1400, 2999)]
+    cases += [dict(top_p=p) for p in (1e-3, 0.3, 0.7, 0.99)]
+
+    @jax.jit
+    def kept(logits, top_k, top_p):
+        by_k = filters.top_k(logits, top_k)
+        return by_k & filters.top_p(jnp.where(by_k, logits, -jnp.inf), top_p)
+
+    for case in cases:
+        config = SamplingConfig(**case)
+        found = kept(logits, np.full(6, config.top_k), np.full(6, config.top_p, np.float32))
+        for row, mask in zip(logits, np.asarray(found), strict=True):
+            expected = probabilities(config, row, unseen) > 0
+            if config.top_k:
+                np.testing.assert_array_equal(mask, expected)
+                continue
+            # Sums in float32 may cross p a token or two earlier or later.
+            order = np.argsort(-row, kind="stable")
+            assert mask[order[: mask.sum()]].all()
+            assert abs(int(mask.sum()) - int(expected.sum())) <= 2
+
+
+def test_draws_cover_a_distribution_to_its_ends():
+    """By the inverse of the distribution function, whatever blocks the vocabulary is cut into."""
+    scores = np.full(1000, -np.inf, np.float32)
+    kept = [3, 255, 256, 700, 998]
+    scores[kept] = np.log([1, 2, 3, 2, 2])
+    uniform = np.asarray([0, 0.0999, 0.1001, 0.2999, 0.3001, 0.59, 0.61, 0.79, 0.81, 1 - 2**-23])
+    found = jax.jit(filters.draw)(np.tile(scores, (10, 1)), uniform.astype(np.float32))
+    assert found.tolist() == [3, 3, 255, 255, 256, 256, 700, 700, 998, 998]
+
+
+def test_a_penalty_is_a_factor_on_positive_and_on_negative_logits():
+    """Keskar et al. 2019: a token that was seen is never made more probable by a penalty."""
+    logits, seen = np.asarray([[2.0, -2.0, 2.0, -2.0]]), np.asarray([[True, True, False, False]])
+    assert filters.penalize(logits, seen, jnp.asarray([2.0])).tolist() == [[1.0, -4.0, 2.0, -2.0]]
 
 
 def test_temperature_zero_is_the_limit_of_small_temperatures():
-    logits = jnp.asarray(np.random.default_rng(5).standard_normal((50, 9)), jnp.float32)
-    key = jax.random.key(0)
-    zero = choose(logits, key, SamplingConfig(temperature=0.0))
-    assert zero.dtype == jnp.int32
+    logits = np.random.default_rng(5).standard_normal((50, len(SEEN))).astype(np.float32)
+    zero = chosen([SamplingConfig(temperature=0.0)], logits, np.arange(50))
     np.testing.assert_array_equal(zero, np.argmax(logits, -1))
-    np.testing.assert_array_equal(zero, choose(logits, key, SamplingConfig(temperature=1e-4)))
+    for temperature in (1e-4, 1e-30):
+        config = SamplingConfig(temperature=temperature)
+        np.testing.assert_array_equal(zero, chosen([config], logits, np.arange(50)))
 
 
-def test_pad_prompts():
-    tokens, lengths = pad_prompts(PROMPTS)
-    assert tokens.dtype == lengths.dtype == np.int32
-    assert lengths.tolist() == [4, 1, 6, 2] and tokens.shape == (4, 6)
-    for row, prompt in zip(tokens.tolist(), PROMPTS, strict=True):
-        assert row == prompt + [0] * (6 - len(prompt))
+def test_a_row_draws_anew_at_each_index_and_for_each_seed():
+    settings = RowSettings.of([SamplingConfig()] * 2, [1, 2**32 - 1])
+    with quick_compilation():
+        run = jax.jit(functools.partial(choose, mode=Mode(True, False, False)))
+        flat = jnp.zeros((2, 10_000))
+        draws = [np.asarray(run(flat, settings, np.full(2, i, np.int32), None)) for i in range(8)]
+    assert len(set(np.concatenate(draws).tolist())) == 16
 
 
 @pytest.mark.parametrize(
@@ -167,9 +180,13 @@ def test_pad_prompts():
     [
         (SamplingConfig(max_new_tokens=0), "max_new_tokens must be at least 1"),
         (SamplingConfig(temperature=-1.0), "temperature must not be negative"),
+        (SamplingConfig(temperature=math.nan), "temperature must not be"),
         (SamplingConfig(top_k=-1), "top_k must not be negative"),
         (SamplingConfig(top_p=0.0), "top_p must be in"),
         (SamplingConfig(top_p=1.1), "top_p must be in"),
+        (SamplingConfig(min_p=-0.1), "min_p must be in"),
+        (SamplingConfig(min_p=1.1), "min_p must be in"),
+        (SamplingConfig(repetition_penalty=0.0), "repetition_penalty must be positive"),
     ],
 )
 def test_values_that_make_no_sense(config, message):

@@ -16,7 +16,8 @@ LayerCache = tuple[jax.Array, jax.Array]
 class KVCache:
     """Keys and values of what was read so far, a slot for each token, right-padded by row.
 
-    `layers[group][layer of the period]` is (k, v), each [repeat, B, capacity, kv_heads, D].
+    `layers[group][layer of the period]` is (k, v), each [repeat, B, kv_heads, capacity, D]: in the
+    order in which the products of attention read them, so that a step copies nothing around.
     `positions` and `segment_ids` are int32 [B, capacity]; segment 0 marks an empty slot, so that
     the attention contract alone decides what is visible. `length` int32 [B] is the next free slot.
     """
@@ -40,7 +41,7 @@ def init_cache(spec: ModelSpec, batch: int, capacity: int, dtype: jnp.dtype) -> 
         )
 
     def empty(repeat: int, layer: Layer) -> LayerCache:
-        shape = (repeat, batch, capacity, layer.mixer.kv_heads, layer.mixer.head_dim)
+        shape = (repeat, batch, layer.mixer.kv_heads, capacity, layer.mixer.head_dim)
         return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
     zeros = jnp.zeros((batch, capacity), jnp.int32)
@@ -59,6 +60,31 @@ def write(buffer: jax.Array, slots: jax.Array, values: jax.Array) -> jax.Array:
     """Puts values [B, S, ...] at `slots` [B, S] of a buffer [B, capacity, ...], or drops them."""
     rows = jnp.arange(buffer.shape[0])[:, None]
     return buffer.at[rows, slots].set(values.astype(buffer.dtype), mode="drop")
+
+
+def write_layer(
+    cache: LayerCache, index: jax.Array, slots: jax.Array, k: jax.Array, v: jax.Array
+) -> LayerCache:
+    """Puts k and v [B, S, kv_heads, D] at `slots` [B, S] of the repetition `index`, or drops them.
+
+    Under a loop over layers that carries the cache, this is an update in place.
+    """
+    rows = jnp.arange(slots.shape[0])[:, None]
+
+    def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
+        return buffer.at[index, rows, :, slots].set(values.astype(buffer.dtype), mode="drop")
+
+    return put(cache[0], k), put(cache[1], v)
+
+
+def read_layer(cache: LayerCache, index: jax.Array) -> LayerCache:
+    """The keys and values of the repetition `index`, each [B, capacity, kv_heads, D]."""
+
+    def take(buffer: jax.Array) -> jax.Array:
+        layer = jax.lax.dynamic_index_in_dim(buffer, index, axis=0, keepdims=False)
+        return layer.swapaxes(1, 2)
+
+    return take(cache[0]), take(cache[1])
 
 
 def advance(cache: KVCache, slots: jax.Array, positions: jax.Array, segments: jax.Array) -> KVCache:

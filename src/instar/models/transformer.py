@@ -10,7 +10,7 @@ from flax import nnx
 
 from instar.models import spec as specs
 from instar.models.attention import alibi_slopes, attend
-from instar.models.cache import KVCache, LayerCache, write
+from instar.models.cache import KVCache, LayerCache, read_layer, write_layer
 from instar.models.layers import Attention, Mlp, Norm, Projection, Turns, turns_of
 from instar.models.parameters import Initialization, normal, param
 
@@ -85,17 +85,20 @@ class Block(nnx.Module):
         self.mlp = Mlp(layer.mlp, width, **options)
 
     def mix(
-        self, x: jax.Array, context: Context, cache: LayerCache | None
+        self, x: jax.Array, context: Context, cache: LayerCache | None, index: jax.Array | None
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Attention over this layer's keys, or over the cache once they are written to it."""
+        """Attention over this layer's keys, or over the cache once they are written to it.
+
+        The cache is that of all repetitions of this layer, of which this is number `index`.
+        """
         spec, constrain = self.mixer.spec, context.execution.constrain
         turns = context.turns.get((spec.rotary, spec.head_dim))
         q, k, v = self.mixer.project(x, turns)
         q = constrain(q, ("batch", "sequence", "heads", None))
         kv_positions, kv_segment_ids = context.positions, context.segment_ids
         if cache is not None:
-            k, v = write(cache[0], context.slots, k), write(cache[1], context.slots, v)
-            cache = (k, v)
+            cache = write_layer(cache, index, context.slots, k, v)
+            k, v = read_layer(cache, index)
             kv_positions, kv_segment_ids = context.cache.positions, context.cache.segment_ids
         mixed = attend(
             q,
@@ -113,10 +116,15 @@ class Block(nnx.Module):
         return self.mixer.out(mixed), cache
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: LayerCache | None, key: jax.Array | None
+        self,
+        x: jax.Array,
+        context: Context,
+        cache: LayerCache | None,
+        index: jax.Array | None,
+        key: jax.Array | None,
     ) -> tuple[jax.Array, LayerCache | None]:
         keys = (None, None) if key is None else jax.random.split(key)
-        mixed, cache = self.mix(self.mixer_norm(x), context, cache)
+        mixed, cache = self.mix(self.mixer_norm(x), context, cache, index)
         x = x + dropout(mixed, context.dropout, keys[0])
         x = x + dropout(self.mlp(self.mlp_norm(x)), context.dropout, keys[1])
         return context.execution.constrain(x, ("batch", "sequence", None)), cache
@@ -137,13 +145,14 @@ class Period(nnx.Module):
         x: jax.Array,
         context: Context,
         caches: tuple[LayerCache, ...] | None,
+        index: jax.Array | None,
         key: jax.Array | None,
     ) -> tuple[jax.Array, tuple[LayerCache, ...] | None]:
         keys = [None] * self.size if key is None else jax.random.split(key, self.size)
         written = []
         for i in range(self.size):
             block: Block = getattr(self, f"layer_{i}")
-            x, cache = block(x, context, None if caches is None else caches[i], keys[i])
+            x, cache = block(x, context, None if caches is None else caches[i], index, keys[i])
             written.append(cache)
         return x, None if caches is None else tuple(written)
 
@@ -169,19 +178,26 @@ def scan_layers(
     key: jax.Array | None,
     repeat: int,
 ) -> tuple[jax.Array, tuple[LayerCache, ...] | None]:
-    """Runs the stacked periods one after the other, as one loop in the compiled program."""
+    """Runs the stacked periods one after the other, as one loop in the compiled program.
+
+    The loop carries the whole cache, of which each period changes its part in place: as an input
+    and an output of each period, all of it would be copied at every token.
+    """
     graphdef, params = nnx.split(stacked)
 
-    def body(x: jax.Array, per_layer: tuple) -> tuple:
-        params, caches, key = per_layer
-        return nnx.merge(graphdef, params)(x, context, caches, key)
+    def body(carry: tuple, per_layer: tuple) -> tuple:
+        x, caches = carry
+        params, index, key = per_layer
+        return nnx.merge(graphdef, params)(x, context, caches, index, key), None
 
     remat = context.execution.remat
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
     keys = None if key is None else jax.random.split(key, repeat)
-    unroll = context.execution.unroll or repeat
-    return jax.lax.scan(body, x, (params, caches, keys), unroll=min(unroll, repeat))
+    indices = None if caches is None else jnp.arange(repeat)
+    unroll = min(context.execution.unroll or repeat, repeat)
+    carry, _ = jax.lax.scan(body, (x, caches), (params, indices, keys), unroll=unroll)
+    return carry
 
 
 class Transformer(nnx.Module):

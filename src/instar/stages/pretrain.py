@@ -20,7 +20,9 @@ from instar.errors import UserError
 from instar.evaluation.perplexity import evaluate, make_evaluation_step
 from instar.evaluation.report import write_report
 from instar.families.registry import ModelConfig, build_spec
-from instar.generation.sampling import SamplingConfig, make_sampler, pad_prompts
+from instar.generation.engine import Engine
+from instar.generation.requests import Request
+from instar.generation.sampling import SamplingConfig
 from instar.models.language_model import LanguageModel
 from instar.models.parameters import Initialization
 from instar.models.spec import ModelSpec
@@ -211,6 +213,9 @@ def pretrain(config: PretrainConfig, workdir: str) -> TrainState:
         clip_norm=config.optimizer.clip_norm,
     )
 
+    # By what it is judged.
+    evaluations = make_evaluations(config, model, dataset, mesh)
+
     # Only now is anything written.
     claim(folder, run_config)
     peak = peak_of_devices()
@@ -234,7 +239,7 @@ def pretrain(config: PretrainConfig, workdir: str) -> TrainState:
         observe=lambda position: describe_position(rows, position),
         flops_per_token=flops_per_token,
         peak=peak,
-        evaluations=make_evaluations(config, model, dataset, mesh),
+        evaluations=evaluations,
         on_start=functools.partial(record_start, folder, facts=facts),
     )
     loop = LoopConfig(config.steps, config.checkpoint, config.failure, config.logging)
@@ -367,16 +372,22 @@ def make_evaluations(
     evaluations = [Evaluation("eval", settings.every, measure)]
     if settings.prompts:
         tokenizer = dataset.tokenizer
-        sample = make_sampler(model, settings.sampling, tokenizer.eos_id)
-        encoded = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in settings.prompts]
-        tokens, lengths = pad_prompts(encoded)
+        engine = Engine(model, tokenizer.decode, mesh=mesh)
+        requests = [
+            Request(
+                [tokenizer.bos_id, *tokenizer.encode(prompt)],
+                settings.sampling,
+                seed=(config.seed + index) % 2**32,
+                stop_ids=(tokenizer.eos_id,),
+            )
+            for index, prompt in enumerate(settings.prompts)
+        ]
+        engine.check(requests, "evaluation.prompts")
 
         def continue_prompts(state: TrainState) -> tuple[dict, list]:
-            key = jax.random.key(config.seed)
-            new, counts = jax.device_get(sample(state.params, tokens, lengths, key))
-            texts = [tokenizer.decode(row[:n]) for row, n in zip(new, counts, strict=True)]
-            pairs = zip(settings.prompts, texts, strict=True)
-            return {}, [{"prompt": prompt, "completion": text} for prompt, text in pairs]
+            completions = engine.generate(state.params, requests)
+            pairs = zip(settings.prompts, completions, strict=True)
+            return {}, [{"prompt": prompt, "completion": done.text} for prompt, done in pairs]
 
         evaluations.append(Evaluation("samples", settings.every, continue_prompts))
     return tuple(evaluations)
