@@ -2,6 +2,7 @@ import json
 
 import pytest
 import sentencepiece
+import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizer_examples import AWKWARD, train_huggingface, train_sentencepiece
 
@@ -55,6 +56,13 @@ def test_the_file_says_which_tokens_are_special():
     metadata["tokenizer.ggml.token_type"][5] = 4  # user-defined: found in text, yet no control
     name = metadata["tokenizer.ggml.tokens"][5]
     assert tokenizer_from_gguf(metadata).encode(f"film{name}")[-1] == 5
+
+
+def test_whether_texts_begin_with_bos_is_kept_for_other_programs():
+    for added, begin in ((True, [0]), (False, [])):
+        tokenizer = tokenizer_from_gguf(byte_level(add_bos_token=added))
+        library = tokenizers.Tokenizer.from_str(tokenizer.model.decode())
+        assert library.encode("film").ids == [*begin, *tokenizer.encode("film")]
 
 
 def eager(pre: str, text: str) -> dict:
@@ -121,6 +129,8 @@ def test_sentencepiece_gives_the_ids_of_the_model_it_came_from(dummy_prefix):
         ({"model": "bert"}, r"tokenizer\.ggml\.model='bert' is not supported; .* gpt2, llama"),
         ({"model": 3}, r"tokenizer\.ggml\.model must be a str, not a int"),
         ({"pre": "novel"}, r"tokenizer\.ggml\.pre='novel' is not a known pre-tokenizer"),
+        ({"tokens": ["a", 1]}, r"tokenizer\.ggml\.tokens\[1\] must be a str, not a int"),
+        ({"tokens": "a b"}, r"tokenizer\.ggml\.tokens must be a list, not a str"),
         ({"tokens": ["a", "a"]}, "names a token twice"),
         ({"token_type": [1]}, "token_type has 1 values for 300 tokens"),
         ({"eos_token_id": 300}, "eos_token_id=300 is not among the 300 tokens"),

@@ -1,153 +1,20 @@
-"""Dialogues as text and as token ids, by a chat template.
+"""Dialogues as token ids, by a chat template.
 
-A template is Jinja, as transformers' ``apply_chat_template`` reads it, so that a folder which
-carries its source works there too. A text in a message cannot pose as control: a user that writes
-``<|im_end|>`` ends no turn, while the template's own ``<|im_end|>`` is the token.
+A text in a message cannot pose as control: a user that writes ``<|im_end|>`` ends no turn, while
+the template's own ``<|im_end|>`` is the token.
 """
 
-import functools
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from importlib import resources
+from collections.abc import Iterable, Mapping, Sequence
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-
+from instar.data.chat_template import NAMES, ChatTemplate, Message, checked_messages
 from instar.data.tokenizer_formats import Tokenizer
 from instar.errors import UserError
 
-Message = Mapping[str, str]
-
-ROLES = ("system", "user", "assistant")
+__all__ = ["NAMES", "ChatTemplate", "Message", "encode_chat", "stop_ids"]
 
 # Unicode assigns these to no character, ever; text has them by mistake only.
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-
-
-@dataclass(frozen=True)
-class ChatTemplate:
-    """How messages become one text.
-
-    The named templates (`NAMES`): ``chatml`` (OpenAI's), ``vicuna`` (FastChat's v1.1), ``alpaca``
-    (Stanford's, whose later turns follow an EOS and an empty line), ``llama2`` (the chat models of
-    LLaMA 2) and ``plain`` (the contents end to end; an EOS after each of the assistant's). None
-    writes a BOS before the dialogue: that is the tokenizer's, as before any other text.
-
-    Attributes:
-      name: what errors call the template.
-      source: Jinja.
-      required: the special tokens that it cannot do without.
-      stop_strings: texts, besides `stop_ids`, that end a generated turn.
-    """
-
-    name: str
-    source: str
-    required: tuple[str, ...] = ()
-    stop_strings: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        """Raises UserError where `source` is not Jinja."""
-        try:
-            _compile(self.source)
-        except jinja2.TemplateError as error:
-            raise UserError(f"chat template {self.name} is not valid Jinja: {error}") from None
-
-    @classmethod
-    def named(cls, name: str) -> "ChatTemplate":
-        """Returns one of the templates that come with Instar.
-
-        Raises:
-          UserError: there is none of this name.
-        """
-        if name not in _DETAILS:
-            raise UserError(f"there is no chat template {name!r}; choose from {', '.join(NAMES)}")
-        file = resources.files("instar.data") / "templates" / f"{name}.jinja"
-        return cls(name, file.read_text(encoding="utf-8"), **_DETAILS[name])
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        bos_token: str,
-        eos_token: str,
-        add_generation_prompt: bool = False,
-    ) -> str:
-        """Returns the text of a dialogue.
-
-        Args:
-          messages: dicts with a "role", one of `ROLES`, and a "content"; other keys are ignored.
-          bos_token, eos_token: their names, which the template may write.
-          add_generation_prompt: whether to end with what comes before an assistant's content.
-
-        Raises:
-          UserError: a message is malformed, or the template refuses the dialogue.
-        """
-        messages = checked_messages(messages)
-        variables = {
-            "tools": None,
-            "documents": None,
-            "bos_token": bos_token,
-            "eos_token": eos_token,
-            "add_generation_prompt": add_generation_prompt,
-        }
-        try:
-            return _compile(self.source).render(messages=messages, **variables)
-        except Exception as error:  # a template can fail in as many ways as a program
-            index = self._refused(messages, variables)
-            raise UserError(
-                f"chat template {self.name} refuses messages[{index}] "
-                f"(role {messages[index]['role']!r}): {' '.join(str(error).split())}"
-            ) from None
-
-    def _refused(self, messages: Sequence[Message], variables: Mapping[str, object]) -> int:
-        """Returns the index of the first message with which the dialogue cannot be rendered."""
-        for index in range(len(messages)):
-            try:
-                _compile(self.source).render(messages=messages[: index + 1], **variables)
-            except Exception:
-                return index
-        return len(messages) - 1
-
-
-# What the templates in templates/ need to know besides their source.
-_DETAILS = {
-    "alpaca": {"stop_strings": ("\n### Instruction:",)},
-    "chatml": {"required": ("<|im_start|>", "<|im_end|>")},
-    "llama2": {},
-    "plain": {},
-    "vicuna": {},
-}
-NAMES = tuple(_DETAILS)
-
-
-def checked_messages(messages: Sequence[Message]) -> list[Message]:
-    """Returns the role and content of each message.
-
-    Raises:
-      UserError: `messages` is no dialogue; names the message.
-    """
-    if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
-        raise UserError("messages must be a list of at least one message")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise UserError(f'messages[{index}] must be a dict with "role" and "content"')
-        if message.get("role") not in ROLES:
-            raise UserError(
-                f"messages[{index}].role must be one of {', '.join(ROLES)}, "
-                f"not {message.get('role')!r}"
-            )
-        if not isinstance(message.get("content"), str):
-            raise UserError(
-                f"messages[{index}].content must be a text, "
-                f"not {type(message.get('content')).__name__}"
-            )
-    return [{"role": each["role"], "content": each["content"]} for each in messages]
 
 
 def encode_chat(
@@ -203,7 +70,7 @@ def _special_tokens(tokenizer: Tokenizer, template: ChatTemplate) -> dict[str, i
     return tokenizer.special_tokens
 
 
-def _any_of(names: Sequence[str]) -> str:
+def _any_of(names: Iterable[str]) -> str:
     """Returns an expression for any of the names, the longest that matches."""
     return "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
 
@@ -241,34 +108,3 @@ def _unfinished(content: str, special: Mapping[str, int]) -> set[int]:
         for start in range(max(0, len(content) - longest + 1), len(content))
         if any(name.startswith(content[start:]) for name in special)
     }
-
-
-@functools.lru_cache
-def _compile(source: str) -> jinja2.Template:
-    """Compiles a template with what transformers offers it."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(source)
-
-
-class _Generation(jinja2.ext.Extension):
-    """Reads the blocks by which a template tells transformers what the assistant wrote."""
-
-    tags = frozenset({"generation"})
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _tojson(value: object, ensure_ascii: bool = False, **options: object) -> str:
-    # Jinja's own escapes HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)

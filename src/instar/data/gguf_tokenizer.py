@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from instar.data.tokenizer_formats import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from instar.errors import UserError
@@ -56,7 +56,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
             f"tokenizer.ggml.model={kind!r} is not supported; the file's must be one of "
             + ", ".join(sorted(_BUILDERS))
         )
-    tokens = _get(metadata, "tokens", list)
+    tokens = _list(metadata, "tokens", str)
     if len(set(tokens)) != len(tokens):
         raise UserError("tokenizer.ggml.tokens names a token twice; convert the file again")
     special = _special_ids(metadata, tokens)
@@ -67,21 +67,31 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
 
 
 def _get(metadata: Mapping[str, object], name: str, kind: type) -> object:
-    """Returns a value, as a list where it is any sequence."""
+    """Returns a value of the type `kind`."""
     key = f"tokenizer.ggml.{name}"
     if key not in metadata:
         raise UserError(f"the GGUF file has no {key}; it carries no tokenizer that can be read")
     value = metadata[key]
-    if kind is list and not isinstance(value, str) and isinstance(value, Sequence):
-        return list(value)
     if not isinstance(value, kind):
         raise UserError(f"{key} must be a {kind.__name__}, not a {type(value).__name__}")
     return value
 
 
-def _each(metadata: Mapping[str, object], name: str, tokens: Sequence[str]) -> list:
-    """Returns a list that has one value for each token."""
+def _list(metadata: Mapping[str, object], name: str, kind: type) -> list:
+    """Returns a list of values of the type `kind`."""
     values = _get(metadata, name, list)
+    wrong = next((index for index, value in enumerate(values) if not isinstance(value, kind)), None)
+    if wrong is not None:
+        raise UserError(
+            f"tokenizer.ggml.{name}[{wrong}] must be a {kind.__name__}, "
+            f"not a {type(values[wrong]).__name__}"
+        )
+    return values
+
+
+def _each(metadata: Mapping[str, object], name: str, kind: type, tokens: Sequence[str]) -> list:
+    """Returns a list that has one value for each token."""
+    values = _list(metadata, name, kind)
     if len(values) != len(tokens):
         raise UserError(
             f"tokenizer.ggml.{name} has {len(values)} values for {len(tokens)} tokens; "
@@ -138,7 +148,7 @@ def _byte_level_bpe(
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    types = _each(metadata, "token_type", tokens)
+    types = _each(metadata, "token_type", int, tokens)
     control = {index for index, kind in enumerate(types) if kind in (_CONTROL, _UNKNOWN)}
     control |= set(special.values())
     for index, token in enumerate(tokens):
@@ -146,6 +156,12 @@ def _byte_level_bpe(
             added = tokenizers.AddedToken(token, normalized=False, special=index in control)
             tokenizer.add_tokens([added])
     names = {f"{short}_token": tokens[index] for short, index in special.items()}
+    # What a file does not say, llama.cpp takes to be so for LLaMA 3 alone.
+    if "bos" in special and metadata.get("tokenizer.ggml.add_bos_token", expressions is _LLAMA3):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{names['bos_token']} $A",
+            special_tokens=[(names["bos_token"], special["bos"])],
+        )
     return HuggingFaceTokenizer(tokenizer.to_str().encode(), names)
 
 
@@ -153,7 +169,7 @@ def _merges(metadata: Mapping[str, object], tokens: Sequence[str]) -> list[tuple
     """Returns the pairs of tokens that are joined, the first ones first."""
     known = set(tokens)
     merges = []
-    for index, merge in enumerate(_get(metadata, "merges", list)):
+    for index, merge in enumerate(_list(metadata, "merges", str)):
         left, _, right = merge.partition(" ")
         if not {left, right, left + right} <= known:
             raise UserError(
@@ -173,8 +189,8 @@ def _sentencepiece(
     ask, for it merges by score.
     """
     model = sentencepiece_model_pb2.ModelProto()
-    scores = _each(metadata, "scores", tokens)
-    types = _each(metadata, "token_type", tokens)
+    scores = _each(metadata, "scores", float, tokens)
+    types = _each(metadata, "token_type", int, tokens)
     for token, score, kind in zip(tokens, scores, types, strict=True):
         model.pieces.add(piece=token, score=score, type=kind)
     trainer = model.trainer_spec
