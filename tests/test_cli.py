@@ -12,7 +12,7 @@ from instar.config import load
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 COUNTER = '''
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from instar.errors import RunError, UserError
 
 @dataclass(frozen=True)
@@ -37,8 +37,17 @@ def count(config, workdir):
     if config.label == "bug":
         raise ValueError("a bug")
 
-def report(workdir):
-    print(f"report of {workdir}")
+@dataclass(frozen=True)
+class SayOptions:
+    """What to say."""
+    to: str
+    words: tuple[str, ...] = field(default=(), metadata={"positional": True})
+    from_: str | None = None
+    times: int = 1
+    stop: tuple[str, ...] = ()
+
+def say(options):
+    print(options)
 '''
 
 
@@ -55,7 +64,7 @@ def instar(tmp_path, monkeypatch, capsys):
     module = "counter_for_cli_tests"
     commands = {
         "count": cli.Command("counts", f"{module}:count", f"{module}:CountConfig"),
-        "report": cli.Command("reports", f"{module}:report"),
+        "say": cli.Command("says", f"{module}:say", options=f"{module}:SayOptions"),
     }
     monkeypatch.setattr(cli, "COMMANDS", commands)
 
@@ -79,19 +88,23 @@ def test_a_command_gets_its_config_with_overrides_in_both_spellings_and_its_fold
     assert "rate=Rate(value=-1.0)" in out
 
 
-def test_a_command_without_a_schema_takes_a_folder_only(instar):
-    assert instar("report", "--workdir", "runs/a") == (0, "report of runs/a\n", "")
-    code, _, err = instar("report", "--workdir", "runs/a", "--config.steps=1")
-    assert code == 2
-    assert "no option '--config.steps'" in err
+def test_a_command_with_options_gets_them_and_the_words_beside_them(instar):
+    words = ["say", "a b", "--to=me", "--times", "2", "--stop", "x=1", "--stop=y", "--", "--c"]
+    code, out, err = instar(*words)
+    assert (code, err) == (0, "")
+    assert out == (
+        "SayOptions(to='me', words=('a b', '--c'), from_=None, times=2, stop=('x=1', 'y'))\n"
+    )
+    assert "from_='you'" in instar("say", "--to=me", "--from=you")[1]
+    assert "times=1" in instar("say", "--to", "me")[1]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "a command is needed: count, report"),
+        ([], "a command is needed: count, say"),
         (["cuont"], "did you mean 'count'?"),
-        (["sing"], "the commands are count, report"),
+        (["dig"], "the commands are count, say"),
         (["count"], "--config is missing"),
         (["count", "--config.steps=4", "--workdir", "w"], "--config is missing"),
         (["count", "--config", "CONFIG"], "--workdir is missing"),
@@ -105,6 +118,10 @@ def test_a_command_without_a_schema_takes_a_folder_only(instar):
         (["count", "--config", "none.py", "--workdir", "w"], "none.py does not exist"),
         (["count", "--config", "CONFIG", "--workdir", "w", "--config.stpes=1"], "mean 'steps'?"),
         (["count", "--config", "CONFIG", "--workdir", "w", "--config.=1"], "no such field"),
+        (["say", "hello"], "--to is missing (str)"),
+        (["say", "--to=me", "--tmes=2"], "did you mean '--times'?"),
+        (["say", "--to=me", "--times=x"], "--times: expected int, got 'x'"),
+        (["say", "--to=me", "--from_=you"], "no option '--from_'"),
     ],
 )
 def test_mistakes_are_one_sentence_and_code_2(instar, words, message):
@@ -150,7 +167,7 @@ def test_the_real_commands_exist():
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.py")), ids=lambda path: path.stem)
 def test_every_config_that_is_shipped_fits_its_command(path):
     command = {"data": "prepare"}.get(path.parent.name, path.parent.name)
-    load(str(path), [], cli.resolve(cli.COMMANDS[command].schema))
+    load(str(path), [], cli.resolve(cli.COMMANDS[command].config))
 
 
 @pytest.mark.smoke

@@ -26,18 +26,21 @@ MAY_IMPORT = {
     "sharding": {"models"},
     "training": {"models", "objectives", "sharding", "workdir"},
     "generation": {"models", "sharding"},
+    "interchange": BELOW_EVALUATION | {"workdir"},
+    "serving": {"data", "generation", "interchange"},
     "evaluation": BELOW_EVALUATION | {"workdir"},
-    "stages": BELOW_EVALUATION | {"evaluation", "workdir"},
+    "stages": BELOW_EVALUATION | {"interchange", "evaluation", "workdir"},
 }
 
 # The modules beside the rooms. Only the command line knows the stages.
 MODULES = {
     "errors": set(),
     "schema": {"errors"},
+    "arguments": {"errors", "schema", "config"},
     "config": {"errors", "schema"},
     "workdir": {"errors"},
-    "cli": {*MAY_IMPORT, *COMMONS},
-    "__init__": BELOW_EVALUATION | {"evaluation"} | COMMONS,
+    "cli": {*MAY_IMPORT, *COMMONS, "arguments"},
+    "__init__": BELOW_EVALUATION | {"interchange", "evaluation"} | COMMONS,
     "__main__": {"cli"},
 }
 

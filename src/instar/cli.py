@@ -1,11 +1,11 @@
 """The command line: ``instar COMMAND --config FILE --workdir DIR [--config.a.b=value ...]``.
 
+What trains takes a config file and a workdir; what uses a model takes options (``--model=PATH``).
 A command is one line of `COMMANDS`; its room is imported only when it runs, so that ``--help`` and
 a mistyped command answer at once.
 """
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import sys
@@ -13,35 +13,67 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from instar import __version__
+from instar.arguments import (
+    flag,
+    from_words,
+    nearest,
+    no_such_option,
+    not_an_option,
+    option_pairs,
+    positional_field,
+)
 from instar.errors import RunError, UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Where a command's function and the schema of its config are, as ``module:name``.
+    """Where a command's function is, and the schema of what it is told, as ``module:name``.
 
-    With a schema the function is called with (config, workdir), without one with (workdir).
+    With the schema of a config the function is called with (config, workdir), with that of options
+    with (options).
     """
 
     summary: str
     function: str
-    schema: str | None = None
+    config: str | None = None
+    options: str | None = None
 
 
 COMMANDS = {
     "prepare": Command(
         "turns text into a data set of token shards",
         function="instar.data.prepare:prepare",
-        schema="instar.data.prepare:PrepareConfig",
+        config="instar.data.prepare:PrepareConfig",
     ),
     "pretrain": Command(
         "trains a language model on a prepared data set, or goes on with a run that was stopped",
         function="instar.stages.pretrain:pretrain",
-        schema="instar.stages.pretrain:PretrainConfig",
+        config="instar.stages.pretrain:PretrainConfig",
     ),
     "report": Command(
         "writes the report of a run (DIR/report.html) again",
-        function="instar.evaluation.report:write_report",
+        function="instar.evaluation.report:report",
+        options="instar.evaluation.report:ReportOptions",
+    ),
+    "import": Command(
+        "makes a checkpoint of a Hugging Face folder or a GGUF file",
+        function="instar.interchange.convert:import_model",
+        options="instar.interchange.convert:ImportOptions",
+    ),
+    "export": Command(
+        "writes a checkpoint as a folder that Hugging Face's transformers loads",
+        function="instar.interchange.convert:export_model",
+        options="instar.interchange.convert:ExportOptions",
+    ),
+    "generate": Command(
+        "continues prompts and prints JSON lines",
+        function="instar.serving.generate:generate",
+        options="instar.serving.generate:GenerateOptions",
+    ),
+    "chat": Command(
+        "talks with a model in the terminal",
+        function="instar.serving.chat:chat",
+        options="instar.serving.chat:ChatOptions",
     ),
 }
 
@@ -74,19 +106,23 @@ def _run(words: list[str]) -> None:
         return
     name = words[0]
     if name not in COMMANDS:
-        raise UserError(f"there is no command {name!r}; {_nearest(name, COMMANDS, 'the commands')}")
+        raise UserError(f"there is no command {name!r}; {nearest(name, COMMANDS, 'the commands')}")
     command = COMMANDS[name]
     if "-h" in words or "--help" in words:
         print(_command_help(name, command))
         return
-    options = _parse(words[1:], command)
-    function_arguments: list[Any] = [options.workdir]
-    if command.schema is not None:
-        from instar.config import load
-
-        schema = resolve(command.schema)
-        function_arguments.insert(0, load(options.config, options.overrides, schema))
+    function_arguments = _read_arguments(words[1:], command)
     resolve(command.function)(*function_arguments)
+
+
+def _read_arguments(words: list[str], command: Command) -> tuple:
+    """What the command's function is called with."""
+    if command.options is not None:
+        return (from_words(words, resolve(command.options)),)
+    from instar.config import load
+
+    options = _parse(words)
+    return load(options.config, options.overrides, resolve(command.config)), options.workdir
 
 
 def resolve(reference: str) -> Any:
@@ -105,43 +141,26 @@ class _Options:
     overrides: list[tuple[str, str]]
 
 
-def _parse(words: list[str], command: Command) -> _Options:
-    known = ["--workdir"] if command.schema is None else ["--config", "--workdir"]
+def _parse(words: list[str]) -> _Options:
+    known = ["--config", "--workdir"]
     given: dict[str, str] = {}
     overrides: list[tuple[str, str]] = []
-    for option, value in _pairs(words):
+    pairs, others = option_pairs(words)
+    if others:
+        raise not_an_option(others[0])
+    for option, value in pairs:
         if option in known:
             given[option] = value
-        elif option.startswith("--config.") and command.schema is not None:
+        elif option.startswith("--config."):
             overrides.append((option.removeprefix("--config."), value))
         else:
-            hint = _nearest(option, known, "the options")
-            raise UserError(f"there is no option {option!r}; {hint}")
+            raise no_such_option(option, known)
     for option in known:
         if not given.get(option):
             extra = ", which --config.NAME=VALUE changes" if overrides else ""
             meaning = "a config file" + extra if option == "--config" else "a folder"
             raise UserError(f"{option} is missing ({meaning})")
-    return _Options(given["--workdir"], given.get("--config", ""), overrides)
-
-
-def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
-    """Yields (option, value) from ``--option=value`` and ``--option value``."""
-    remaining = iter(words)
-    for word in remaining:
-        if not word.startswith("--"):
-            raise UserError(f"{word!r} is not an option; options begin with -- (--help lists them)")
-        option, equals, value = word.partition("=")
-        if not equals:
-            value = next(remaining, "--")
-            if value.startswith("--"):
-                raise UserError(f"{option} needs a value: {option}=VALUE")
-        yield option, value
-
-
-def _nearest(word: str, choices: Sequence[str], what: str) -> str:
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"{what} are {', '.join(choices)}"
+    return _Options(given["--workdir"], given["--config"], overrides)
 
 
 # --- Help ---------------------------------------------------------------------------------------
@@ -153,6 +172,7 @@ def _help() -> str:
     return "\n".join(
         [
             "usage: instar COMMAND --config FILE --workdir DIR [--config.FIELD=VALUE ...]",
+            "       instar COMMAND --OPTION=VALUE ...",
             "       instar COMMAND --help",
             "       instar --version",
             "",
@@ -162,10 +182,9 @@ def _help() -> str:
 
 
 def _command_help(name: str, command: Command) -> str:
-    usage = f"usage: instar {name} --workdir DIR"
-    if command.schema is None:
-        return f"{usage}\n\n{name} {command.summary}."
-    schema = resolve(command.schema)
+    if command.options is not None:
+        return _options_help(name, command.summary, resolve(command.options))
+    schema = resolve(command.config)
     return "\n".join(
         [
             f"usage: instar {name} --config FILE --workdir DIR [--config.FIELD=VALUE ...]",
@@ -174,6 +193,30 @@ def _command_help(name: str, command: Command) -> str:
             "",
             "The config's fields, their types and what holds where a config leaves them out:",
             *_fields_help(schema, prefix="", base=None),
+        ]
+    )
+
+
+def _options_help(name: str, summary: str, schema: type) -> str:
+    from instar import schema as schemas
+
+    fields = schemas.fields(schema, None)
+    positional = positional_field(schema)
+    rows = [
+        (flag(field), schemas.type_name(kind), schemas.default_text(default))
+        for field, (kind, default) in fields.items()
+        if field != positional
+    ]
+    extra = f" [{positional.upper()} ...]" if positional else ""
+    return "\n".join(
+        [
+            f"usage: instar {name} --OPTION=VALUE ...{extra}",
+            "",
+            f"{name} {summary}.",
+            "",
+            *(inspect.getdoc(schema) or "").splitlines(),
+            "",
+            *_table(rows),
         ]
     )
 
@@ -191,13 +234,16 @@ def _fields_help(schema: type, prefix: str, base: Any) -> Iterator[str]:
         if dataclasses.is_dataclass(nested):
             below.append((nested, path + index, default))
         if not dataclasses.is_dataclass(default):
-            text = "required" if default is schemas.ABSENT else repr(schemas.jsonable(default))
-            rows.append((path, schemas.type_name(kind), text))
+            rows.append((path, schemas.type_name(kind), schemas.default_text(default)))
     yield ""
     yield from (f"  {line}".rstrip() for line in (inspect.getdoc(schema) or "").splitlines())
     yield ""
+    yield from _table(rows)
+    for nested, path, default in below:
+        yield from _fields_help(nested, path, default)
+
+
+def _table(rows: list[tuple[str, str, str]]) -> Iterator[str]:
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     for path, kind, text in rows:
         yield f"    {path:{widths[0]}}  {kind:{widths[1]}}  {text}"
-    for nested, path, default in below:
-        yield from _fields_help(nested, path, default)

@@ -122,7 +122,7 @@ def _override(node: Any, keys: list[str], text: str, kind: Any, default: Any, pa
     if isinstance(node, list):
         key = _index(key, node, child_path)
     if not rest:
-        _set(node, key, _read_text(text, child_kind))
+        _set(node, key, read_text(text, child_kind))
         return
     if schemas.container_of(child_kind) is None:
         nature = f"{child_path} is {schemas.type_name(child_kind)}"
@@ -207,7 +207,7 @@ def _set(node: Any, key: Any, value: Any) -> None:
     node[key] = value
 
 
-def _read_text(text: str, kind: Any) -> Any:
+def read_text(text: str, kind: Any) -> Any:
     """Returns the first reading of `text` that has type `kind`."""
     readings: list[Any] = [text]
     if text in ("true", "false"):

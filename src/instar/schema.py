@@ -198,6 +198,11 @@ def item_of(container: Any) -> Any:
     return arguments[0] if is_variadic(container) else None
 
 
+def is_tuple(kind: Any) -> bool:
+    """Whether a type is ``tuple[...]``."""
+    return typing.get_origin(kind) is tuple
+
+
 def is_variadic(kind: Any) -> bool:
     """Whether a tuple type is ``tuple[X, ...]``."""
     return typing.get_args(kind)[1:] == (Ellipsis,)
@@ -212,6 +217,11 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: jsonable(item) for key, item in value.items()}
     return value
+
+
+def default_text(default: Any) -> str:
+    """Returns what a field holds where nothing sets it, in words."""
+    return "required" if default is ABSENT else repr(jsonable(default))
 
 
 def type_name(kind: Any) -> str:

@@ -34,11 +34,17 @@ def save_for_transformers(
 
     What ``AutoTokenizer.from_pretrained(directory)`` makes of them gives the ids of our `encode`
     (called with ``add_special_tokens=False``) for any text that spells no special token, decodes
-    them to the same text and has the same special tokens. Three exceptions: transformers finds
-    special tokens in text, as `encode` by design does not; it decodes an unknown character to
-    nothing, not to U+FFFD; and a SentencePiece model with both a dummy prefix and user-defined
-    pieces gets the prefix after such a piece as well. A model with a BOS puts it before a text
-    when transformers adds special tokens, as our training does.
+    them to the same text and has the same special tokens. The exceptions:
+
+    - Transformers finds special tokens in text, as `encode` by design does not.
+    - It decodes an unknown character to nothing, not to U+FFFD.
+    - Where a unigram model finds the same pieces in two orders equally likely (a long run of spaces
+      as 16 + 8 or 8 + 16), SentencePiece's rounding to 32 bits decides, and that to 64 bits there.
+    - A SentencePiece model with both a dummy prefix and user-defined pieces gets the prefix after
+      such a piece as well.
+
+    A SentencePiece model with a BOS puts it before a text when transformers adds special tokens, as
+    our training does.
 
     Args:
       chat_template: a Jinja source for ``apply_chat_template``.

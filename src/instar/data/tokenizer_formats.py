@@ -37,6 +37,7 @@ class Tokenizer(ABC):
         without BOS or padding has its EOS stand in for them.
       special_tokens: the ids, by name, of the control tokens: those which no text encodes to and
         which decode to nothing. BOS, EOS and padding are among them.
+      adds_bos: whether, by the tokenizer's own convention, a text begins with the BOS.
       decoded_prefix: what `decode` drops from the start of the text (a dummy space, or nothing).
       digest: the SHA-256 of the model file's bytes, in hexadecimal.
     """
@@ -46,6 +47,7 @@ class Tokenizer(ABC):
     eos_id: int
     pad_id: int
     special_tokens: dict[str, int]
+    adds_bos: bool
     decoded_prefix: str
     digest: str
 
@@ -124,7 +126,8 @@ class SentencePieceTokenizer(Tokenizer):
         if processor.eos_id() < 0:
             raise ValueError("it has no EOS token")
         self.eos_id = processor.eos_id()
-        self.bos_id = processor.bos_id() if processor.bos_id() >= 0 else self.eos_id
+        self.adds_bos = processor.bos_id() >= 0
+        self.bos_id = processor.bos_id() if self.adds_bos else self.eos_id
         self.pad_id = processor.pad_id() if processor.pad_id() >= 0 else self.eos_id
         control = [piece for piece in range(self.vocab_size) if processor.is_control(piece)]
         control = sorted({*control, self.bos_id, self.eos_id, self.pad_id})
@@ -232,6 +235,7 @@ class HuggingFaceTokenizer(Tokenizer):
         # A file may list one of these among its plain tokens, which text could spell.
         for token in (self.bos_id, self.eos_id, self.pad_id):
             self._tokenizer.add_special_tokens([self._tokenizer.id_to_token(token)])
+        self.adds_bos = self._tokenizer.encode("a").ids[:1] == [self.bos_id]
         added = sorted(self._tokenizer.get_added_tokens_decoder().items())
         self.special_tokens = {name.content: token for token, name in added if name.special}
         reader = bytes_reader(json.loads(model).get("decoder"))

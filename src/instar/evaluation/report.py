@@ -31,6 +31,18 @@ class Fact:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """Writes `report.html` into the folder of a run again."""
+
+    workdir: str
+
+
+def report(options: ReportOptions) -> None:
+    """Writes the report of a run and says where it is."""
+    print(write_report(options.workdir))
+
+
 def write_report(workdir: epath.PathLike) -> epath.Path:
     """Writes `report.html` into a run's folder and returns its path.
 

@@ -1,1 +1,1 @@
-"""The names that people know, as specs."""
+"""The names that people know, as specs, and how other programs store them."""

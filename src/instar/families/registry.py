@@ -1,19 +1,31 @@
-"""From a name in a config to a `ModelSpec`."""
+"""The families that there are, and from a name in a config to a `ModelSpec`.
 
-from collections.abc import Callable
+A family is a file in this room that holds a `FAMILY`; nothing else lists it.
+"""
+
+import importlib
+import pkgutil
 from dataclasses import dataclass
-from typing import Literal
 
+from instar import families
 from instar.errors import UserError
-from instar.families import gpt3, llama
+from instar.families.family import Family
 from instar.models.spec import ModelSpec
 
 SHAPE_FIELDS = ("depth", "width", "heads", "mlp_width")
-# Each family: the function that builds a spec, and its published sizes as values of SHAPE_FIELDS.
-FAMILIES: dict[str, tuple[Callable[..., ModelSpec], dict[str, tuple[int, ...]]]] = {
-    "gpt3": (gpt3.gpt3, gpt3.SIZES),
-    "llama": (llama.llama, llama.SIZES),
-}
+
+
+def find_families() -> dict[str, Family]:
+    """Each family by its name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(families.__path__))
+    modules = (
+        importlib.import_module(f"{families.__name__}.{n}") for n in names if n != "registry"
+    )
+    found = (getattr(module, "FAMILY", None) for module in modules)
+    return {family.name: family for family in found if family is not None}
+
+
+FAMILIES = find_families()
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,7 @@ class ModelConfig:
     training sequence's where they are None.
     """
 
-    family: Literal["gpt3", "llama"] = "llama"
+    family: str = "llama"
     size: str | None = None
     depth: int | None = None
     width: int | None = None
@@ -38,12 +50,17 @@ class ModelConfig:
     qk_norm: bool | None = None
 
     def check(self) -> None:
-        sizes = FAMILIES[self.family][1]
-        if self.size is not None and self.size not in sizes:
+        if self.family not in FAMILIES:
             raise UserError(
-                f"model.size {self.size!r} is not a size of {self.family}: "
-                f"choose one of {', '.join(sizes)}"
+                f"model.family {self.family!r} is none of those that there are: "
+                f"{', '.join(FAMILIES)}"
             )
+        sizes = FAMILIES[self.family].sizes
+        if self.size is not None and self.size not in sizes:
+            choices = (
+                f"choose one of {', '.join(sizes)}" if sizes else "give depth, width and heads"
+            )
+            raise UserError(f"model.size {self.size!r} is not a size of {self.family}: {choices}")
         for name in ("depth", "width", "heads"):
             if self.size is None and getattr(self, name) is None:
                 raise UserError(f"model.{name} is missing: give it, or a published model.size")
@@ -60,7 +77,7 @@ class ModelConfig:
 
     def shape(self) -> dict[str, int]:
         """The values of SHAPE_FIELDS that are known: the published size's, then those given."""
-        published = FAMILIES[self.family][1][self.size] if self.size is not None else ()
+        published = FAMILIES[self.family].sizes[self.size] if self.size is not None else ()
         shape = dict(zip(SHAPE_FIELDS, published, strict=False))
         given = {name: getattr(self, name) for name in SHAPE_FIELDS}
         return shape | {name: value for name, value in given.items() if value is not None}
@@ -72,7 +89,6 @@ def build_spec(config: ModelConfig, *, vocab_size: int, max_positions: int) -> M
     Raises:
       UserError: the sizes contradict each other.
     """
-    build, _ = FAMILIES[config.family]
     options = {
         "kv_heads": config.kv_heads,
         "head_dim": config.head_dim,
@@ -82,6 +98,6 @@ def build_spec(config: ModelConfig, *, vocab_size: int, max_positions: int) -> M
         "qk_norm": config.qk_norm,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    spec = build(**config.shape(), **given)
+    spec = FAMILIES[config.family].build(**config.shape(), **given)
     spec.check()
     return spec

@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from instar.models import spec as specs
@@ -64,6 +65,19 @@ class Projection(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
+def frequencies_of(rotary: specs.Rotary, size: int) -> np.ndarray:
+    """By how many radians each pair of the `size` rotated elements turns a position: [size/2]."""
+    frequencies = rotary.theta ** (-np.arange(0, size, 2) / size)
+    scaling = rotary.scaling
+    if isinstance(scaling, specs.LinearScaling):
+        return frequencies / scaling.factor
+    if isinstance(scaling, specs.Llama3Scaling):
+        waves = scaling.positions * frequencies / (2 * np.pi)  # in the original positions
+        kept = np.clip((waves - scaling.low) / (scaling.high - scaling.low), 0, 1)
+        return frequencies * (kept + (1 - kept) / scaling.factor)
+    return frequencies
+
+
 def turns_of(positions: jax.Array, rotary: specs.Rotary, head_dim: int, dtype: jnp.dtype) -> Turns:
     """The cosines and sines by which heads turn at int positions [B, S]: each [B, S, 1, D/2].
 
@@ -71,8 +85,7 @@ def turns_of(positions: jax.Array, rotary: specs.Rotary, head_dim: int, dtype: j
     """
     size = int(head_dim * rotary.fraction)
     wide = jnp.promote_types(dtype, jnp.float32)
-    frequencies = rotary.theta ** (-jnp.arange(0, size, 2, dtype=wide) / size)
-    angles = positions[:, :, None, None].astype(wide) * frequencies
+    angles = positions[:, :, None, None].astype(wide) * frequencies_of(rotary, size).astype(wide)
 
     def turn(angles: jax.Array) -> Turns:
         return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)

@@ -24,16 +24,38 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class LinearScaling:
+    """Positions divided by `factor` (Chen et al. 2023, 2306.15595, eq. 4)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Slow rotations slowed further, fast ones kept (Llama 3.1's model code; no paper states it).
+
+    A wavelength above `positions / low` is stretched by `factor`, one below `positions / high` is
+    kept, and in between the frequency is interpolated. `positions` are those of the first training.
+    """
+
+    factor: float
+    low: float
+    high: float
+    positions: int
+
+
+@dataclass(frozen=True)
 class Rotary:
     """Rotary positions (Su et al. 2021, eq. 34) on the first `fraction` of each head.
 
     `half` rotates element i with i + n/2 (GPT-NeoX, LLaMA); `interleaved` rotates 2i with 2i + 1
-    (GPT-J, the paper).
+    (GPT-J, the paper). `scaling` stretches them to longer texts.
     """
 
     theta: float = 10_000.0
     fraction: float = 1.0
     style: Literal["half", "interleaved"] = "half"
+    scaling: LinearScaling | Llama3Scaling | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from instar.families.registry import ModelConfig, build_spec
 from instar.generation.engine import Engine
 from instar.generation.requests import Request
 from instar.generation.sampling import SamplingConfig
+from instar.interchange.card import ModelCard
 from instar.models.language_model import LanguageModel
 from instar.models.parameters import Initialization
 from instar.models.spec import ModelSpec
@@ -241,6 +242,9 @@ def pretrain(config: PretrainConfig, workdir: str) -> TrainState:
         peak=peak,
         evaluations=evaluations,
         on_start=functools.partial(record_start, folder, facts=facts),
+        card=ModelCard(
+            model.spec, dataset.tokenizer, stop_ids=(dataset.tokenizer.eos_id,)
+        ).to_json(),
     )
     loop = LoopConfig(config.steps, config.checkpoint, config.failure, config.logging)
     state = train(stage, loop, folder, run_config)

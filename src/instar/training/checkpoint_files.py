@@ -54,6 +54,23 @@ def read_arrays(folder: epath.Path, name: str, template: Any) -> Any:
     return handler.restore(folder / name, args=ocp.args.StandardRestore(template))
 
 
+def read_parameter(folder: epath.Path, path: tuple[str, ...], shape: jax.ShapeDtypeStruct) -> Any:
+    """One of the parameters, whole, as a NumPy array."""
+
+    def nested(value: Any) -> Any:
+        for name in reversed(path):
+            value = {name: value}
+        return value
+
+    args = ocp.args.PyTreeRestore(
+        item=nested(shape),
+        restore_args=nested(ocp.RestoreArgs(restore_type=np.ndarray)),
+        partial_restore=True,
+    )
+    (leaf,) = jax.tree.leaves(ocp.PyTreeCheckpointHandler().restore(folder / "params", args=args))
+    return leaf
+
+
 # --- Writing what is not in memory --------------------------------------------------------------
 
 
@@ -100,7 +117,8 @@ def write_model(folder: epath.Path, params: Any, items: Mapping[str, Any]) -> No
     partial.mkdir(parents=True)
     handler = ocp.PyTreeCheckpointHandler(
         type_handler_registry=type_handlers.create_type_handler_registry(
-            (Streamed, _StreamedHandler())
+            (Streamed, _StreamedHandler()),
+            (jax.Array, type_handlers.ArrayHandler()),  # without it Orbax warns
         )
     )
     save_args = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)

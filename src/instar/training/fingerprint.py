@@ -1,6 +1,7 @@
 """A digest of arrays that does not depend on how they are sharded."""
 
 import hashlib
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -43,14 +44,26 @@ def _tree_sums(leaves: list[jax.Array]) -> list[jax.Array]:
     return [_leaf_sums(leaf) for leaf in leaves]
 
 
+def leaf_print(path: str, leaf: jax.Array | np.ndarray) -> bytes:
+    """What one array adds to a fingerprint; `path` is `jax.tree_util.keystr` of its path."""
+    return _line(path, leaf, _tree_sums([leaf])[0])
+
+
+def _line(path: str, leaf: jax.Array | np.ndarray, sums: jax.Array) -> bytes:
+    return f"{path} {leaf.dtype} {leaf.shape} ".encode() + np.asarray(sums).astype("<u4").tobytes()
+
+
+def combine(prints: Iterable[bytes]) -> str:
+    """The fingerprint of a tree whose arrays have these `leaf_print`s, in any order."""
+    return hashlib.sha256(b"".join(sorted(prints))).hexdigest()
+
+
 def fingerprint(tree: object) -> str:
     """64 hexadecimal digits that change when any bit, shape, type or path of a tree changes.
 
     Detects damage and names a state; it is not secure against an adversary.
     """
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
-    digest = hashlib.sha256()
-    for path, leaf, sums in zip(paths, leaves, _tree_sums(list(leaves)), strict=True):
-        head = f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} "
-        digest.update(head.encode() + np.asarray(sums).astype("<u4").tobytes())
-    return digest.hexdigest()
+    sums = _tree_sums(list(leaves))
+    keys = map(jax.tree_util.keystr, paths)
+    return combine(_line(*each) for each in zip(keys, leaves, sums, strict=True))

@@ -1,0 +1,64 @@
+"""What a family of models is: one value of this type in each file that describes one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from instar.families.hub_config import HubConfig
+from instar.families.layout import Layout
+from instar.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class HubFormat:
+    """A family as Hugging Face's transformers stores it.
+
+    Attributes:
+      model_types: the values of `model_type` in config.json that it reads; it writes the first.
+      architecture: the class of transformers that has the language-model head.
+      read_config: a config.json to a spec; refuses what this code does not do.
+      write_config: a spec to the fields of a config.json, `model_type` aside.
+      layout: its tensors.
+    """
+
+    model_types: tuple[str, ...]
+    architecture: str
+    read_config: Callable[[HubConfig], ModelSpec]
+    write_config: Callable[[ModelSpec], dict[str, Any]]
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class GgufFormat:
+    """A family as llama.cpp stores it.
+
+    Attributes:
+      architecture: the value of `general.architecture`.
+      fields: what each field of config.json is called below the architecture's name.
+      layout: its tensors.
+      adapt: further fields of config.json, from (metadata, tensors, the file's name).
+    """
+
+    architecture: str
+    fields: Mapping[str, str]
+    layout: Layout
+    adapt: Callable[[Mapping[str, Any], Mapping[str, Any], str], dict[str, Any]] = (
+        lambda metadata, stored, source: {}
+    )
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models.
+
+    Attributes:
+      build: from sizes to a spec; `sizes` are the published ones, as values of
+        `registry.SHAPE_FIELDS`.
+      hub, gguf: the formats in which its weights are found elsewhere.
+    """
+
+    name: str
+    build: Callable[..., ModelSpec]
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    hub: HubFormat | None = None
+    gguf: GgufFormat | None = None

@@ -1,0 +1,190 @@
+"""How other programs name and shape the parameters: tables that are read in both directions.
+
+A `Layout` lists the tensors of a foreign checkpoint. Each `Tensor` says by an einops pattern how
+the parameters that it holds are laid out in it, `"embed heads head_dim -> (heads head_dim) embed"`:
+from left to right to write a checkpoint, from right to left to read one. Parameters are named
+below their layer (`mixer.query.kernel`); that layers are stacked here and numbered there is no
+concern of the tables.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import einops
+import numpy as np
+
+from instar.models.spec import Layer, ModelSpec, Norm
+
+Shape = tuple[int, ...]
+Sizes = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a foreign checkpoint.
+
+    Attributes:
+      name: its name, with `{layer}` for the number of its layer.
+      parts: each parameter that it holds, by path, and the pattern from ours to theirs.
+      join: where there are several parts, the dimension along which they follow one another.
+      fold: the pattern from the joined parts to the tensor, where it is not the joined parts.
+    """
+
+    name: str
+    parts: dict[str, str]
+    join: int = 0
+    fold: str | None = None
+
+    def shape(self, sizes: Sizes) -> Shape:
+        """The tensor's shape."""
+        shapes = [_shape(_sides(pattern)[1], sizes) for pattern in self.parts.values()]
+        joined = list(shapes[0])
+        joined[self.join] = sum(shape[self.join] for shape in shapes)
+        if self.fold is None:
+            return tuple(joined)
+        return _shape(_sides(self.fold)[1], sizes | self._joined_sizes(joined))
+
+    def write(self, parameters: Sequence[np.ndarray], sizes: Sizes) -> np.ndarray:
+        """The tensor that holds these parameters, given in the order of `parts`."""
+        theirs = [
+            _rearrange(parameter, *_sides(pattern), sizes)
+            for parameter, pattern in zip(parameters, self.parts.values(), strict=True)
+        ]
+        joined = theirs[0] if len(theirs) == 1 else np.concatenate(theirs, self.join)
+        if self.fold is None:
+            return joined
+        return _rearrange(joined, *_sides(self.fold), sizes | self._joined_sizes(joined.shape))
+
+    def read(self, tensor: np.ndarray, path: str, sizes: Sizes) -> np.ndarray:
+        """The parameter `path` out of the tensor, as a view of it where that is possible."""
+        shapes = {p: _shape(_sides(pattern)[1], sizes) for p, pattern in self.parts.items()}
+        if self.fold is not None:
+            joined = list(shapes[path])
+            joined[self.join] = sum(shape[self.join] for shape in shapes.values())
+            ours, theirs = _sides(self.fold)
+            tensor = _rearrange(tensor, theirs, ours, sizes | self._joined_sizes(joined))
+        before = list(self.parts)[: list(self.parts).index(path)]
+        start = sum(shapes[p][self.join] for p in before)
+        index = [slice(None)] * len(shapes[path])
+        index[self.join] = slice(start, start + shapes[path][self.join])
+        ours, theirs = _sides(self.parts[path])
+        return _rearrange(tensor[tuple(index)], theirs, ours, sizes)
+
+    def _joined_sizes(self, joined: Sequence[int]) -> Sizes:
+        names = _sides(self.fold)[0].split()
+        return dict(zip(names, joined, strict=True))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of a foreign checkpoint.
+
+    Attributes:
+      outer: those outside the layers.
+      layer: those of one layer.
+      ignored: names (regular expressions, matched whole) that may be there and hold nothing new.
+      prefix: what a checkpoint of the bare model leaves out before each name.
+    """
+
+    outer: Callable[[ModelSpec], list[Tensor]]
+    layer: Callable[[Layer], list[Tensor]]
+    ignored: tuple[str, ...] = ()
+    prefix: str = ""
+
+    def tensors(self, spec: ModelSpec) -> "Iterator[Placed]":
+        """Every tensor of a model, with where its parameters lie."""
+        for tensor in self.outer(spec):
+            yield Placed(tensor.name, tensor, sizes_of(spec, None))
+        first = 0
+        for group, (repeat, period) in enumerate(spec.layers):
+            for place, layer in enumerate(period):
+                sizes, tensors = sizes_of(spec, layer), self.layer(layer)
+                for index in range(repeat):
+                    number = first + index * len(period) + place
+                    for tensor in tensors:
+                        name = tensor.name.format(layer=number)
+                        yield Placed(name, tensor, sizes, f"group_{group}.layer_{place}.", index)
+            first += repeat * len(period)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor of a checkpoint by its full name, and where in the stacked tree its parts lie.
+
+    The parameter `part` is `stem + part` in the tree, and where `index` is not None, entry `index`
+    of its first dimension.
+    """
+
+    name: str
+    tensor: Tensor
+    sizes: Sizes
+    stem: str = ""
+    index: int | None = None
+
+
+def sizes_of(spec: ModelSpec, layer: Layer | None) -> Sizes:
+    """The sizes of the axes that patterns name."""
+    sizes = {
+        "vocab": spec.vocab_size,
+        "embed": spec.width,
+        "positions": spec.max_positions,
+        "two": 2,
+    }
+    if layer is not None:
+        mixer = layer.mixer
+        sizes |= {
+            "heads": mixer.heads,
+            "kv_heads": mixer.kv_heads,
+            "group": mixer.heads // mixer.kv_heads,
+            "head_dim": mixer.head_dim,
+            "half": mixer.head_dim // 2,
+            "mlp": layer.mlp.width,
+        }
+    return sizes
+
+
+def _sides(pattern: str) -> tuple[str, str]:
+    ours, theirs = pattern.split("->")
+    return ours.strip(), theirs.strip()
+
+
+def _shape(side: str, sizes: Sizes) -> Shape:
+    """The shape of one side of a pattern: "(heads head_dim) embed" -> (heads * head_dim, embed)."""
+
+    def size(name: str) -> int:
+        return int(name) if name.isdigit() else sizes[name]
+
+    groups = re.findall(r"\(([^)]*)\)|(\S+)", side)
+    return tuple(math.prod(map(size, (inner or single).split())) for inner, single in groups)
+
+
+def _rearrange(array: np.ndarray, source: str, target: str, sizes: Sizes) -> np.ndarray:
+    names = set(re.findall(r"[a-z_]+", source))
+    return einops.rearrange(
+        array, f"{source} -> {target}", **{name: sizes[name] for name in names & sizes.keys()}
+    )
+
+
+# --- Rows of a table ----------------------------------------------------------------------------
+
+
+def table(name: str, path: str, axes: str) -> Tensor:
+    """A parameter that is stored as it is."""
+    return Tensor(name, {path: f"{axes} -> {axes}"})
+
+
+def linear(name: str, path: str, inputs: str, outputs: str, bias: bool = False) -> list[Tensor]:
+    """A torch Linear, [out, in]: `inputs` and `outputs` are the axes of our kernel."""
+    pattern = f"{inputs} {outputs} -> ({outputs}) ({inputs})"
+    weight = Tensor(f"{name}.weight", {f"{path}.kernel": pattern})
+    if not bias:
+        return [weight]
+    return [weight, Tensor(f"{name}.bias", {f"{path}.bias": f"{outputs} -> ({outputs})"})]
+
+
+def norm(name: str, path: str, spec: Norm, axis: str = "embed") -> list[Tensor]:
+    """A LayerNorm or an RMSNorm over `axis`."""
+    scale = table(f"{name}.weight", f"{path}.scale", axis)
+    return [scale, table(f"{name}.bias", f"{path}.bias", axis)] if spec.bias else [scale]

@@ -1,0 +1,1 @@
+"""Models in and out: Hugging Face folders, GGUF files, and what Instar saves itself."""

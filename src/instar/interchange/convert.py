@@ -1,0 +1,209 @@
+"""`instar import` and `instar export`: between other programs' formats and Instar's checkpoints."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from instar.data.tokenizer_export import save_for_transformers
+from instar.errors import UserError
+from instar.families.family import HubFormat
+from instar.families.hub_config import HubConfig
+from instar.families.registry import FAMILIES
+from instar.interchange import safetensors
+from instar.interchange.card import ModelCard
+from instar.interchange.loading import find_checkpoint, read_card
+from instar.interchange.parameters import (
+    ForeignParameter,
+    flatten,
+    match,
+    tensors_to_write,
+    unflatten,
+)
+from instar.interchange.sources import CONFIG, GENERATION_CONFIG, open_foreign
+from instar.models.language_model import LanguageModel
+from instar.models.spec import ModelSpec
+from instar.training.checkpoint_files import (
+    CHECKPOINTS,
+    Streamed,
+    absolute,
+    read_parameter,
+    write_model,
+)
+from instar.training.fingerprint import combine, leaf_print
+
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """A model that others made becomes an Instar checkpoint, from which any stage goes on.
+
+    `from` is a folder with a config.json and safetensors, or a .gguf file; `to` a new folder.
+    `dtype` is that of the parameters: float32 to train on.
+    """
+
+    from_: str
+    to: str
+    dtype: DType = "float32"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """A checkpoint becomes a folder that Hugging Face's transformers loads.
+
+    `checkpoint` is a run's folder (its newest checkpoint) or the folder of one checkpoint; `to` a
+    new folder.
+    """
+
+    checkpoint: str
+    to: str
+    dtype: DType = "float32"
+
+
+def import_model(options: ImportOptions) -> None:
+    """Writes `options.to`, parameter by parameter: one at a time is in memory.
+
+    Raises:
+      UserError: the source cannot be read, or the target is not empty; nothing is left behind.
+    """
+    foreign, target = open_foreign(Path(options.from_)), absolute(options.to)
+    _check_new(target)
+    model, dtype = LanguageModel(foreign.card.spec), jnp.dtype(options.dtype)
+    parameters = match(foreign.layout, model, foreign.stored, foreign.source)
+    prints: list[bytes] = []
+
+    def streamed(path: str, parameter: ForeignParameter) -> Streamed:
+        def make() -> np.ndarray:
+            whole = tuple(slice(None) for _ in parameter.shape)
+            array = parameter.read(whole, dtype)
+            prints.append(leaf_print("".join(f"['{key}']" for key in path.split(".")), array))
+            return array
+
+        return Streamed(parameter.shape, dtype, make)
+
+    def lineage() -> dict[str, Any]:
+        return {
+            "stage": "import",
+            "parent": None,
+            "source": str(foreign.source),
+            "tokenizer": foreign.card.tokenizer and foreign.card.tokenizer.digest,
+            "tokens": 0,
+            "step": 0,
+            "dtype": dtype.name,
+            "params": combine(prints),
+            "instar": metadata.version("instar"),
+        }
+
+    params = unflatten((path, streamed(path, each)) for path, each in parameters.items())
+    write_model(
+        target / CHECKPOINTS / "0",
+        params,
+        {"model": foreign.card.to_json(), "lineage": lineage},
+    )
+    print(f"{foreign.source} -> {target} ({_describe(foreign.card.spec, parameters)})")
+
+
+def export_model(options: ExportOptions) -> None:
+    """Writes `options.to`, tensor by tensor.
+
+    Raises:
+      UserError: there is no such checkpoint, transformers has no model like it, or the target is
+        not empty.
+    """
+    checkpoint, target = find_checkpoint(options.checkpoint), Path(options.to)
+    if checkpoint is None:
+        raise UserError(f"{options.checkpoint} is no checkpoint: give a run's folder")
+    card = read_card(checkpoint)
+    shapes = flatten(LanguageModel(card.spec).shapes)
+
+    def read(path: str) -> np.ndarray:
+        return read_parameter(checkpoint, tuple(path.split(".")), shapes[path])
+
+    architecture = write_hub_folder(card, read, target, jnp.dtype(options.dtype))
+    print(f"{checkpoint} -> {target} ({architecture}, {options.dtype})")
+
+
+def write_hub_folder(
+    card: ModelCard, read: Callable[[str], np.ndarray], target: Path, dtype: np.dtype
+) -> str:
+    """Writes a model as transformers stores it; returns the class that loads it.
+
+    Args:
+      read: the parameter of a path; called once for each.
+
+    Raises:
+      UserError: transformers has no model like it, or the target is not empty.
+    """
+    form, config = hub_format_of(card.spec)
+    _check_new(absolute(target))
+    target.mkdir(parents=True, exist_ok=True)
+    placed = form.layout.tensors(card.spec)
+    shapes = {each.name: each.tensor.shape(each.sizes) for each in placed}
+    writer = safetensors.FolderWriter(target, shapes, dtype)
+    for name, tensor in tensors_to_write(form.layout, card.spec, read):
+        writer.write(name, tensor)
+    writer.close()
+    _write_configs(target, card, form, config, dtype.name)
+    return form.architecture
+
+
+def hub_format_of(spec: ModelSpec) -> tuple[HubFormat, dict[str, Any]]:
+    """The format of transformers that says all of a spec, and its config's fields.
+
+    What a family writes must read back as the very same spec: no feature is dropped in silence.
+
+    Raises:
+      UserError: there is none.
+    """
+    for family in FAMILIES.values():
+        if family.hub is None:
+            continue
+        try:
+            fields = family.hub.write_config(spec)
+            found = family.hub.read_config(HubConfig(json.loads(json.dumps(fields)), family.name))
+        except (UserError, KeyError, AttributeError):
+            continue  # of another kind altogether
+        if found == spec:
+            return family.hub, fields
+    names = ", ".join(family.hub.architecture for family in FAMILIES.values() if family.hub)
+    raise UserError(
+        f"no model of transformers that can be written is like this one (there are {names}): "
+        "its layers combine what none of them combines"
+    )
+
+
+def _write_configs(
+    folder: Path, card: ModelCard, form: HubFormat, fields: dict[str, Any], dtype: str
+) -> None:
+    """config.json, generation_config.json, and the tokenizer with its chat template."""
+    ids: dict[str, Any] = {}
+    if card.tokenizer is not None:
+        if card.begins_with_bos:
+            ids["bos_token_id"] = card.tokenizer.bos_id
+        ids["eos_token_id"] = list(card.stop_ids) or card.tokenizer.eos_id
+        ids["pad_token_id"] = card.tokenizer.pad_id
+        save_for_transformers(card.tokenizer, folder, card.chat_template)
+    head = {"architectures": [form.architecture], "model_type": form.model_types[0]}
+    _write_json(folder / CONFIG, head | fields | ids | {"torch_dtype": dtype})
+    _write_json(folder / GENERATION_CONFIG, ids)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _check_new(target: epath.Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is there already and not empty: give --to a new folder")
+
+
+def _describe(spec: ModelSpec, parameters: dict[str, ForeignParameter]) -> str:
+    count = sum(int(np.prod(each.shape)) for each in parameters.values())
+    return f"{count:,} parameters, {spec.depth} layers, {spec.max_positions:,} positions"

@@ -1,0 +1,108 @@
+"""`instar.load`: a model by path, whoever made it."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from instar.errors import UserError
+from instar.interchange.card import ModelCard
+from instar.interchange.model import Model
+from instar.interchange.parameters import flatten, load_params, match
+from instar.interchange.sources import open_foreign
+from instar.models.language_model import LanguageModel
+from instar.models.transformer import Execution
+from instar.sharding import rules
+from instar.sharding.mesh import MeshConfig, make_mesh
+from instar.training.checkpoint_files import CHECKPOINTS, absolute, newest, read_arrays, read_item
+from instar.training.fingerprint import fingerprint
+
+
+def load(path: epath.PathLike, *, dtype: str = "float32", mesh: Mesh | None = None) -> Model:
+    """Loads a model from an Instar checkpoint, a Hugging Face folder or a GGUF file.
+
+    Args:
+      path: a run's workdir (its newest checkpoint), the folder of one checkpoint, a folder with a
+        config.json and safetensors, or a .gguf file.
+      dtype: that of the parameters and of the computation: "float32" or "bfloat16".
+      mesh: the devices, and how the parameters are laid out on them; one device where None.
+
+    Raises:
+      UserError: nothing that can be read is there; one sentence says what is wrong with it.
+    """
+    mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
+    checkpoint = find_checkpoint(path)
+    if checkpoint is not None:
+        return _load_checkpoint(checkpoint, jnp.dtype(dtype), mesh)
+    foreign = open_foreign(Path(path))
+    model = _language_model(foreign.card, jnp.dtype(dtype), mesh)
+    shardings = flatten(rules.param_shardings(mesh, model.axes))
+    parameters = match(foreign.layout, model, foreign.stored, foreign.source)
+    params = load_params(parameters, jnp.dtype(dtype), shardings.__getitem__)
+    return Model(foreign.card, model, params, mesh)
+
+
+def find_checkpoint(path: epath.PathLike) -> epath.Path | None:
+    """The folder of the checkpoint that `path` names; None where it names something else.
+
+    Raises:
+      UserError: it is the folder of a run that has no checkpoint yet.
+    """
+    folder = absolute(path)
+    if not folder.is_dir():
+        return None
+    if (folder / "params").exists() and (folder / "model").exists():
+        return folder
+    found = next(newest(folder), None)
+    if found is None and ((folder / CHECKPOINTS).exists() or (folder / "run.json").exists()):
+        raise UserError(f"{folder} has no checkpoint yet: let the run save one, then try again")
+    return found
+
+
+def read_card(checkpoint: epath.Path) -> ModelCard:
+    """What model a checkpoint is of."""
+    return ModelCard.from_json(read_item(checkpoint, "model"), checkpoint)
+
+
+def _load_checkpoint(checkpoint: epath.Path, dtype: jnp.dtype, mesh: Mesh) -> Model:
+    card = read_card(checkpoint)
+    model = _language_model(card, dtype, mesh)
+    params = read_params(checkpoint, model, dtype, mesh)
+    return Model(card, model, params, mesh)
+
+
+def read_params(checkpoint: epath.Path, model: LanguageModel, dtype: jnp.dtype, mesh: Mesh) -> dict:
+    """The parameters of a checkpoint, as `dtype` on a mesh.
+
+    Raises:
+      UserError: they cannot be read, or are not those that were saved.
+    """
+    template = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        model.shapes,
+        rules.param_shardings(mesh, model.axes),
+    )
+    lineage = read_item(checkpoint, "lineage")
+    stored = jnp.dtype(lineage.get("dtype", "float32"))
+    template = jax.tree.map(lambda leaf: leaf.update(dtype=stored), template)
+    try:
+        params = read_arrays(checkpoint, "params", template)
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"the parameters in {checkpoint} cannot be read ({reason})") from None
+    if fingerprint(params) != lineage["params"]:
+        raise UserError(
+            f"the parameters in {checkpoint} are not those that were saved (their fingerprint "
+            "differs): take another checkpoint, or restore this one from a copy"
+        )
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def _language_model(card: ModelCard, dtype: jnp.dtype, mesh: Mesh) -> LanguageModel:
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        raise UserError(f"dtype must be float32 or bfloat16, not {dtype.name}")
+    model = LanguageModel(card.spec, Execution(dtype=dtype, constrain=rules.constrain(mesh)))
+    rules.check_divisible(mesh, model.axes, model.shapes)
+    return model

@@ -1,0 +1,136 @@
+"""Models that others made: a Hugging Face folder or a GGUF file, opened but not yet read."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instar.data.gguf_tokenizer import tokenizer_from_gguf
+from instar.data.tokenizer import Tokenizer, load_tokenizer
+from instar.errors import UserError
+from instar.families.family import Family
+from instar.families.hub_config import HubConfig
+from instar.families.layout import Layout
+from instar.families.registry import FAMILIES
+from instar.interchange import gguf_file, safetensors
+from instar.interchange.card import ModelCard
+from instar.interchange.tensors import StoredTensors
+
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """A model in another program's format: what it is, and where its tensors lie."""
+
+    card: ModelCard
+    layout: Layout
+    stored: StoredTensors
+    source: Path
+
+
+def open_foreign(path: Path) -> ForeignModel:
+    """Opens a Hugging Face folder or a GGUF file.
+
+    Raises:
+      UserError: it is neither, is damaged, or holds a model that no family reads.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    if path.suffix in PICKLES:
+        raise UserError(
+            f"{path} is a pickle, which can run any code when it is read: convert it to "
+            "safetensors on a machine that may run it (save_pretrained of transformers does), and "
+            "give the folder"
+        )
+    if path.is_dir():
+        return _open_hub_folder(path)
+    if path.suffix != ".gguf":
+        raise UserError(f"{path} is neither a folder nor a .gguf file")
+    return _open_gguf(path)
+
+
+def _open_hub_folder(folder: Path) -> ForeignModel:
+    fields = _read_json(folder / CONFIG)
+    if fields is None:
+        raise UserError(f"{folder} has no {CONFIG}: it is no model of Hugging Face's")
+    family = _family_of(fields, folder / CONFIG)
+    spec = family.hub.read_config(HubConfig(fields, str(folder / CONFIG)))
+    spec.check()
+    has_tokenizer = any((folder / name).exists() for name in TOKENIZER_FILES)
+    tokenizer = load_tokenizer(folder) if has_tokenizer else None
+    stop_ids = tuple(_stop_ids(folder, fields, tokenizer))
+    begins = tokenizer is not None and tokenizer.adds_bos
+    card = ModelCard(spec, tokenizer, _chat_template(folder), stop_ids, begins)
+    return ForeignModel(card, family.hub.layout, safetensors.open_folder(folder), folder)
+
+
+def _family_of(fields: Mapping[str, Any], source: Path) -> Family:
+    known = {
+        name: family
+        for family in FAMILIES.values()
+        if family.hub
+        for name in family.hub.model_types
+    }
+    kind = fields.get("model_type")
+    if not isinstance(kind, str) or kind not in known:
+        raise UserError(
+            f"{source}: model_type {kind!r} is none of those that can be read: {', '.join(known)}"
+        )
+    return known[kind]
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None where there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a mapping, not {type(value).__name__}")
+    return value
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The template in its own file, or in the config of the tokenizer."""
+    if (folder / CHAT_TEMPLATE).exists():
+        return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    template = (_read_json(folder / TOKENIZER_CONFIG) or {}).get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {each.get("name"): each.get("template") for each in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _stop_ids(
+    folder: Path, fields: Mapping[str, Any], tokenizer: Tokenizer | None
+) -> Iterator[int]:
+    """The end tokens of the generation config, else of the config, else of the tokenizer."""
+    generation = _read_json(folder / GENERATION_CONFIG) or {}
+    found = generation.get("eos_token_id", fields.get("eos_token_id"))
+    if found is None and tokenizer is not None:
+        found = tokenizer.eos_id
+    for each in found if isinstance(found, list) else [found]:
+        if isinstance(each, int) and not isinstance(each, bool):
+            yield each
+
+
+def _open_gguf(path: Path) -> ForeignModel:
+    metadata, stored = gguf_file.open_gguf(path)
+    family = gguf_file.family_of(metadata, path)
+    spec = family.hub.read_config(gguf_file.config_of(family, metadata, stored, path))
+    spec.check()
+    tokenizer = tokenizer_from_gguf(metadata) if "tokenizer.ggml.model" in metadata else None
+    template = metadata.get("tokenizer.chat_template")
+    stop_ids = () if tokenizer is None else (tokenizer.eos_id,)
+    begins = metadata.get(
+        "tokenizer.ggml.add_bos_token", tokenizer is not None and tokenizer.adds_bos
+    )
+    card = ModelCard(spec, tokenizer, template, stop_ids, begins)
+    return ForeignModel(card, family.gguf.layout, stored, path)
