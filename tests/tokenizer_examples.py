@@ -63,6 +63,11 @@ def train_huggingface() -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def same_ids(kind: str, ids: list[int], others: list[int]) -> bool:
+    """Whether two programs encode alike; a unigram model's may order equal pieces differently."""
+    return sorted(ids) == sorted(others) if "unigram" in kind else ids == others
+
+
 KINDS = ("bpe", "unigram", "huggingface", "llama")
 
 

@@ -190,6 +190,7 @@ def test_what_transformers_offers_to_templates():
         (["hello"], r"messages\[0\] must be a dict"),
         ([user("a"), {"role": "bot", "content": "b"}], r"messages\[1\]\.role .* not 'bot'"),
         ([user("a"), {"role": "user", "content": 3}], r"messages\[1\]\.content .* not int"),
+        ([user("a\ud83d")], r"messages\[0\]\.content .* lone surrogate at character 1"),
         ([{"role": "user"}], r"messages\[0\]\.content must be a text, not NoneType"),
     ],
 )
@@ -209,6 +210,15 @@ def test_turns_out_of_order(name):
     ):
         with pytest.raises(UserError, match=rf"{name} refuses messages\[{index}\].*take turns"):
             render(name, messages)
+
+
+def test_a_system_prompt_alone_is_not_dropped():
+    for name in NAMES:
+        if name == "llama2":
+            with pytest.raises(UserError, match="a user message must follow"):
+                render(name, [system("SYS")])
+        else:
+            assert "SYS" in render(name, [system("SYS")])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizer_examples import AWKWARD, KINDS, one_of_each_kind, train_sentencepiece
+from tokenizer_examples import AWKWARD, KINDS, one_of_each_kind, same_ids, train_sentencepiece
 
 from instar.data.tokenizer import load_tokenizer
 from instar.data.tokenizer_export import save_for_transformers
@@ -33,7 +33,7 @@ def test_the_exported_tokenizer_is_the_same(pairs, kind):
     @example("".join(AWKWARD))
     def same(text):
         ids = tokenizer.encode(text)
-        assert exported.encode(text) == ids
+        assert same_ids(kind, exported.encode(text), ids)
         assert exported.decode(ids) == text
 
     same()

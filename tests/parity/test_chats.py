@@ -7,7 +7,14 @@ import pytest
 import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizer_examples import AWKWARD, KINDS, corpus, one_of_each_kind, train_sentencepiece
+from tokenizer_examples import (
+    AWKWARD,
+    KINDS,
+    corpus,
+    one_of_each_kind,
+    same_ids,
+    train_sentencepiece,
+)
 
 from instar.data.chat import NAMES, ChatTemplate, encode_chat
 from instar.data.gguf_tokenizer import tokenizer_from_gguf
@@ -87,7 +94,7 @@ def test_transformers_reads_an_export_as_the_same_tokenizer(exported, kind):
         if spells_special(ours, text):
             return
         ids = ours.encode(text)
-        assert theirs.encode(text, add_special_tokens=False) == ids
+        assert same_ids(kind, theirs.encode(text, add_special_tokens=False), ids)
         assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
 
     same()

@@ -5,6 +5,7 @@ A folder that carries a template's source therefore works there too.
 
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -139,6 +140,11 @@ def checked_messages(messages: Sequence[Message]) -> list[Message]:
             raise UserError(
                 f"messages[{index}].content must be a text, "
                 f"not {type(message.get('content')).__name__}"
+            )
+        if lone := re.search("[\ud800-\udfff]", message["content"]):
+            raise UserError(
+                f"messages[{index}].content is not valid Unicode: remove the lone surrogate at "
+                f"character {lone.start()}"
             )
     return [{"role": each["role"], "content": each["content"]} for each in messages]
 
