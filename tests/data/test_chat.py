@@ -171,15 +171,28 @@ def test_a_tokenizer_without_the_template_s_tokens(tmp_path):
         stop_ids(tokenizer, chatml)
 
 
+def test_the_longest_of_the_special_tokens_that_match_is_meant(tmp_path):
+    made = train_huggingface()
+    made.add_special_tokens(["<|im", "<|im_end|>!"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    template = ChatTemplate("nested", "<|im_end|>!{{ messages[0].content }}<|im")
+    ids = encode_chat(tokenizer, template, [user("film<|im_end|>!")])
+    first, *words, last = ids
+    assert [first, last] == [tokenizer.token_id("<|im_end|>!"), tokenizer.token_id("<|im")]
+    assert words == tokenizer.encode("film<|im_end|>!")
+
+
 def test_what_transformers_offers_to_templates():
     source = (
         "{%- for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}"
         "{{ m | tojson }}{% endfor %}\n"
         "{% if tools is none and documents is none %}none{% endif %}"
-        "{% generation %}{{ strftime_now('%Y') | length }}{% endgeneration %}"
+        "{% generation %}{{ strftime_now('%Y') | length }}{% endgeneration %}\n"
+        "    {% if true %}indented{% endif %}"
     )
     text = render(ChatTemplate("features", source), [user("<é>"), user("no")])
-    assert text == '{"role": "user", "content": "<é>"}none4'
+    assert text == '{"role": "user", "content": "<é>"}none4indented'
 
 
 @pytest.mark.parametrize(

@@ -52,15 +52,35 @@ def test_the_file_says_which_tokens_are_special():
     assert tokenizer.special_tokens == {"<|endoftext|>": 0, "<|im_end|>": 1}
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 1)
     assert not {0, 1} & set(tokenizer.encode("<|im_end|><|endoftext|>"))
+
+
+def test_user_defined_tokens_are_found_in_text_and_are_text():
     metadata = byte_level()
-    metadata["tokenizer.ggml.token_type"][5] = 4  # user-defined: found in text, yet no control
-    name = metadata["tokenizer.ggml.tokens"][5]
-    assert tokenizer_from_gguf(metadata).encode(f"film{name}")[-1] == 5
+    metadata["tokenizer.ggml.tokens"].append("<思考 on>")  # spelled as it is, not by bytes
+    metadata["tokenizer.ggml.token_type"].append(4)
+    tokenizer = tokenizer_from_gguf(metadata)
+    ids = tokenizer.encode("film<思考 on>")
+    assert ids[-1] == tokenizer.vocab_size - 1
+    assert tokenizer.decode(ids) == "film<思考 on>"
+    assert "<思考 on>" not in tokenizer.special_tokens
+
+
+def test_llama_3_has_words_that_no_merges_lead_to():
+    for pre, whole in (("llama-bpe", True), ("gpt-2", False)):
+        metadata = byte_level(pre=pre)
+        metadata["tokenizer.ggml.tokens"].append("xyzzy")
+        metadata["tokenizer.ggml.token_type"].append(1)
+        assert (len(tokenizer_from_gguf(metadata).encode("xyzzy")) == 1) == whole
 
 
 def test_whether_texts_begin_with_bos_is_kept_for_other_programs():
-    for added, begin in ((True, [0]), (False, [])):
-        tokenizer = tokenizer_from_gguf(byte_level(add_bos_token=added))
+    for values, begin in (
+        ({"add_bos_token": True}, [0]),
+        ({"add_bos_token": False, "pre": "llama-bpe"}, []),
+        ({}, []),
+        ({"pre": "llama-bpe"}, [0]),
+    ):
+        tokenizer = tokenizer_from_gguf(byte_level(**values))
         library = tokenizers.Tokenizer.from_str(tokenizer.model.decode())
         assert library.encode("film").ids == [*begin, *tokenizer.encode("film")]
 

@@ -6,6 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizer_examples import AWKWARD, KINDS, one_of_each_kind, same_ids, train_sentencepiece
 
+from instar.data.gguf_tokenizer import tokenizer_from_gguf
 from instar.data.tokenizer import load_tokenizer
 from instar.data.tokenizer_export import save_for_transformers
 from instar.data.tokenizer_formats import SentencePieceTokenizer
@@ -40,6 +41,36 @@ def test_the_exported_tokenizer_is_the_same(pairs, kind):
     for name in ("vocab_size", "bos_id", "eos_id", "pad_id"):
         assert getattr(exported, name) == getattr(tokenizer, name)
     assert tokenizer.special_tokens.items() <= exported.special_tokens.items()
+
+
+@pytest.mark.parametrize("byte_fallback", [True, False])
+def test_what_a_sentencepiece_model_may_hold(byte_fallback, tmp_path):
+    control = [("<unk>", 2), ("<s>", 3), ("</s>", 3)]
+    control += [(f"<0x{byte:02X}>", 6) for byte in range(256)] if byte_fallback else []
+    pieces = [*control, ("<tool>", 4), *((c, 1) for c in "abc\u2581"), ("ab", 1), ("bc", 1)]
+    scores = {"ab": -2.0, "bc": -1.0}
+    names, types = zip(*pieces, strict=True)
+    original = tokenizer_from_gguf(
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": list(names),
+            "tokenizer.ggml.token_type": list(types),
+            "tokenizer.ggml.scores": [scores.get(name, -3.0) for name in names],
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+            "tokenizer.ggml.unknown_token_id": 0,
+            "tokenizer.ggml.add_space_prefix": False,
+        }
+    )
+    save_for_transformers(original, tmp_path)
+    exported = load_tokenizer(tmp_path / "tokenizer.json")
+    # The better of two merges that overlap, a user-defined piece, unknown characters, two kinds of
+    # spaces.
+    for text in ("abc", "abab bc", "a<tool>bc", "axyzb x", "a \u2581 b", "<tool"):
+        assert exported.encode(text) == original.encode(text)
+    assert original.encode("abc") == [names.index("a"), names.index("bc")]
+    assert original.encode("<tool>") == [names.index("<tool>")]
+    assert exported.decode(exported.encode("a<tool>bc")) == "a<tool>bc"
 
 
 def test_the_files_of_an_export(pairs, tmp_path):

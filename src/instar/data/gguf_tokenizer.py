@@ -150,7 +150,6 @@ def _byte_level_bpe(
     tokenizer.decoder = decoders.ByteLevel()
     types = _each(metadata, "token_type", int, tokens)
     control = {index for index, kind in enumerate(types) if kind in (_CONTROL, _UNKNOWN)}
-    control |= set(special.values())
     for index, token in enumerate(tokens):
         if index in control or types[index] == _USER_DEFINED:
             added = tokenizers.AddedToken(token, normalized=False, special=index in control)

@@ -62,7 +62,7 @@ def _steps(decoder: dict | None) -> list[dict]:
         return []
     if decoder.get("type") != "Sequence":
         return [decoder]
-    return [step for each in decoder["decoders"] for step in _steps(each)]
+    return decoder["decoders"]
 
 
 _ALPHABET = byte_alphabet()
