@@ -3,7 +3,7 @@
 Two promises. Text survives: ``decode(encode(text)) == text`` for any Unicode text (of a tokenizer
 that was made elsewhere this holds as far as its own normalisation allows). And text cannot pose as
 control: no text encodes to a BOS, an EOS or a chat token, so that a document or a user that writes
-``<|im_end|>`` ends nothing. Such ids come from `Tokenizer.token_id` only.
+``<|im_end|>`` ends nothing. Such ids come by name only, from `Tokenizer.special_tokens`.
 """
 
 import io
