@@ -73,3 +73,14 @@ def test_pretrain_step(tmp_path):
     written = run("pretrain_step.py", *arguments, result=tmp_path / "pretrain_step.json")
     # The script itself sees to it that the frameworks' first losses agree.
     assert set(written["measured"]) == {"LLaMA 1M float32"}
+
+
+@pytest.mark.parity
+def test_generate(tmp_path):
+    pytest.importorskip("transformers")
+    small = ("--model", "small", "--rows", 2, "--prompt", 8, "--new", 32, "--turns", 1)
+    written = run("generate.py", *small, result=tmp_path / "generate.json")
+    # The script itself sees to it that the tokens begin alike.
+    programs = {"instar float32", "instar bfloat16", "transformers float32"}
+    assert written["measured"]["2 rows"].keys() == programs
+    assert written["bytes_per_second"] > 0
