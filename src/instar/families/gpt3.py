@@ -7,7 +7,7 @@ store both.
 from typing import Any
 
 from instar.families.family import Family, GgufFormat, HubFormat
-from instar.families.hub_config import HubConfig
+from instar.families.hub_config import MOST_LAYERS, HubConfig
 from instar.families.layout import Layout, Tensor, linear, norm, table
 from instar.models.spec import Activation, Attention, Layer, Mlp, ModelSpec, Norm
 
@@ -82,7 +82,7 @@ def read_config(config: HubConfig) -> ModelSpec:
     if width % heads:
         raise config.error("n_embd", f"({width}) is not a multiple of n_head ({heads})")
     return gpt3(
-        depth=config.integer("n_layer"),
+        depth=config.integer("n_layer", most=MOST_LAYERS),
         width=width,
         heads=heads,
         mlp_width=config.integer("n_inner", None),

@@ -1,12 +1,16 @@
 """Reading the config.json of a model by field and type, so that no mistake goes by in silence."""
 
-import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from instar.errors import UserError
 
 _MISSING = object()
+
+
+MOST_LAYERS = 10_000
 
 
 class HubConfig:
@@ -28,13 +32,15 @@ class HubConfig:
         """Whether the field is there and not null."""
         return self._fields.get(name) is not None
 
-    def integer(self, name: str, default: Any = _MISSING) -> int:
-        """A whole number, at least 1."""
+    def integer(self, name: str, default: Any = _MISSING, most: int = 2**31 - 1) -> int:
+        """A whole number from 1 to `most`."""
         value = self._get(name, default)
         if value is default:
             return value
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self.error(name, f"must be a whole number of at least 1, not {value!r}")
+        if value > most:
+            raise self.error(name, f"must be at most {most:,}, not {reprlib.repr(value)}")
         return value
 
     def number(self, name: str, default: Any = _MISSING) -> float:
@@ -43,8 +49,8 @@ class HubConfig:
         if value is default:
             return value
         sound = isinstance(value, int | float) and not isinstance(value, bool)
-        if not sound or not math.isfinite(value) or value <= 0:
-            raise self.error(name, f"must be a finite number above 0, not {value!r}")
+        if not sound or not 0 < value <= sys.float_info.max:
+            raise self.error(name, f"must be a finite number above 0, not {reprlib.repr(value)}")
         return float(value)
 
     def flag(self, name: str, default: Any = _MISSING) -> bool:

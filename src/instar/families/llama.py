@@ -7,7 +7,7 @@ import numpy as np
 
 from instar.errors import UserError
 from instar.families.family import Family, GgufFormat, HubFormat
-from instar.families.hub_config import HubConfig
+from instar.families.hub_config import MOST_LAYERS, HubConfig
 from instar.families.layout import Layout, Tensor, linear, norm, table
 from instar.models.layers import frequencies_of
 from instar.models.spec import (
@@ -73,6 +73,7 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu"}
 def read_config(config: HubConfig) -> ModelSpec:
     """The spec of a LlamaForCausalLM."""
     config.expect(pretraining_tp=1, partial_rotary_factor=1.0)
+    depth = config.integer("num_hidden_layers", most=MOST_LAYERS)
     width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     head_dim = config.integer("head_dim", None)
     if head_dim is None and width % heads:
@@ -98,7 +99,7 @@ def read_config(config: HubConfig) -> ModelSpec:
         vocab_size=config.integer("vocab_size"),
         width=width,
         max_positions=positions,
-        layers=((config.integer("num_hidden_layers"), (Layer(mixer, mlp, rms),)),),
+        layers=((depth, (Layer(mixer, mlp, rms),)),),
         final_norm=rms,
         tied=config.flag("tie_word_embeddings", False),
     )
@@ -130,8 +131,21 @@ def _read_llama3(section: HubConfig, positions: int) -> Llama3Scaling:
     return Llama3Scaling(section.number("factor"), low, high, original)
 
 
+def write_llama_config(spec: ModelSpec) -> dict[str, Any]:
+    """The fields of a LlamaForCausalLM's config.json.
+
+    Raises:
+      UserError: the width is no multiple of the heads, which that class refuses. (Mistral's does
+        not, and is the same model.)
+    """
+    heads = spec.each_layer()[0].mixer.heads
+    if spec.width % heads:
+        raise UserError(f"LlamaForCausalLM needs a width ({spec.width}) divisible by {heads} heads")
+    return write_config(spec)
+
+
 def write_config(spec: ModelSpec) -> dict[str, Any]:
-    """The fields of a LlamaForCausalLM's config.json."""
+    """The fields that the families after LLaMA have in common with it."""
     layer = spec.each_layer()[0]
     mixer, mlp = layer.mixer, layer.mlp
     return {
@@ -291,7 +305,7 @@ FAMILY = Family(
     "llama",
     llama,
     SIZES,
-    hub=HubFormat(("llama",), "LlamaForCausalLM", read_config, write_config, LAYOUT),
+    hub=HubFormat(("llama",), "LlamaForCausalLM", read_config, write_llama_config, LAYOUT),
     gguf=GgufFormat(
         "llama",
         GGUF_FIELDS,

@@ -71,10 +71,16 @@ def config_of(
     """The metadata as the config.json that the family reads."""
     form = family.gguf
     fields = {
-        ours: metadata.get(f"{form.architecture}.{theirs}") for ours, theirs in form.fields.items()
+        ours: _decimal(metadata.get(f"{form.architecture}.{theirs}"))
+        for ours, theirs in form.fields.items()
     }
     if "token_embd.weight" in stored:  # that it is missing is said with the other tensors
         fields["vocab_size"] = stored["token_embd.weight"].shape[0]
     fields["tie_word_embeddings"] = "output.weight" not in stored
     fields |= form.adapt(metadata, stored, str(path))
     return HubConfig(fields, str(path))
+
+
+def _decimal(value: Any) -> Any:
+    """A float that was stored in 32 bits as the number that somebody wrote: 1e-5, not 9.9999e-6."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -97,6 +97,8 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
             header = json.loads(file.read(length))
         except ValueError:
             raise UserError(f"{path} is no safetensors file: its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is no safetensors file: its header is no mapping")
     start = 8 + length
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     return {name: _stored(path, name, entry, start, size) for name, entry in entries.items()}
@@ -106,12 +108,15 @@ def _stored(path: Path, name: str, entry: Mapping, start: int, size: int) -> Sto
     try:
         kind, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        count = math.prod(shape)
+        valid = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: the header's entry of {name} is not valid") from None
+        valid = False
+    if not valid:
+        raise UserError(f"{path}: the header's entry of {name} is not valid")
     if kind not in DTYPES:
         raise UserError(f"{path}: {name} is of type {kind}, which is not supported")
     dtype = DTYPES[kind]
+    count = math.prod(shape)
     if end - begin != count * dtype.itemsize:
         raise UserError(f"{path}: {name} has {end - begin} bytes, which is not its shape {shape}")
     if start + end > size:

@@ -1,0 +1,126 @@
+"""A config.json that is wrong in any one field is refused by a sentence that names it."""
+
+import copy
+import json
+
+import pytest
+
+from instar.errors import UserError
+from instar.families import gpt3, llama
+from instar.families.hub_config import HubConfig
+from instar.families.registry import FAMILIES
+from instar.models.spec import LinearScaling, Llama3Scaling, Rotary
+
+SMALL = {"depth": 2, "width": 12, "heads": 3, "mlp_width": 10, "vocab_size": 13}
+HUBS = {name: family for name, family in FAMILIES.items() if family.hub}
+
+
+def written(name: str) -> dict:
+    family = HUBS[name]
+    return json.loads(json.dumps(family.hub.write_config(family.build(**SMALL))))
+
+
+def read(name: str, fields: dict):
+    return HUBS[name].hub.read_config(HubConfig(fields, "config.json"))
+
+
+@pytest.mark.parametrize("name", HUBS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_written_config_reads_back_as_the_same_spec(name, tied):
+    family = HUBS[name]
+    for options in ({}, {"max_positions": 99, "head_dim": 4}):
+        spec = family.build(**SMALL, tied=tied, **options)
+        fields = json.loads(json.dumps(family.hub.write_config(spec)))
+        assert read(name, fields) == spec
+
+
+WRONG = [None, "x", -1, 0, 1.5, 10**400, True, [], {}, [3], {"rope_type": "yarn"}, float("nan")]
+# What a field may be besides what it was: the default that stands for its absence, or a value with
+# which the model is another one.
+SAME_TYPE = {bool: {bool}, int: {int}, float: {int, float}, str: {str}, dict: {dict}}
+
+
+@pytest.mark.parametrize("name", HUBS)
+def test_any_one_field_wrong_is_a_sentence_or_another_model(name):
+    whole = written(name)
+    for field in whole:
+        for value in WRONG:
+            fields = copy.deepcopy(whole) | {field: value}
+            try:
+                spec = read(name, fields)
+                spec.check()
+            except UserError as error:
+                assert len(str(error).splitlines()) == 1
+                continue
+            # It was taken for what it is: a missing field, or one of the right type.
+            if value is None:
+                fields.pop(field)
+                assert read(name, fields) == spec
+            elif field not in ("rope_scaling",):
+                allowed = SAME_TYPE.get(type(whole[field]), {int})
+                assert type(value) in allowed, (field, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": None}, r"config\.json: hidden_size is missing"),
+        ({"hidden_size": "12"}, r"hidden_size must be a whole number of at least 1, not '12'"),
+        ({"hidden_size": 13, "head_dim": None}, r"hidden_size \(13\) is not a multiple of 3 heads"),
+        ({"hidden_act": "gelu"}, r"hidden_act must be one of silu, swish, not 'gelu'"),
+        ({"pretraining_tp": 2}, r"pretraining_tp is 2, and only 1 is supported"),
+        ({"rms_norm_eps": 0}, r"rms_norm_eps must be a finite number above 0"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, r"rope_parameters\.rope_type must be one of"),
+        (
+            {"rope_parameters": {"rope_type": "linear"}},
+            r"config\.json: rope_parameters\.factor is missing",
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "low_freq_factor": 4,
+                    "high_freq_factor": 4,
+                }
+            },
+            r"low_freq_factor \(4\.0\) must be below high_freq_factor",
+        ),
+    ],
+)
+def test_what_a_llama_may_not_say(change, message):
+    with pytest.raises(UserError, match=message):
+        read("llama", written("llama") | change)
+
+
+def test_the_rotary_positions_of_older_configs():
+    fields = written("llama")
+    del fields["rope_parameters"]
+    linear = fields | {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4}}
+    rotary = read("llama", linear).each_layer()[0].mixer.rotary
+    assert rotary == Rotary(5e5, scaling=LinearScaling(4.0))
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    rotary = read("llama", fields | {"rope_scaling": scaling}).each_layer()[0].mixer.rotary
+    assert rotary == Rotary(1e4, scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192))
+
+
+def test_gpt2_refuses_what_it_does_not_compute():
+    fields = gpt3.write_config(gpt3.gpt3(**SMALL)) | {"scale_attn_by_inverse_layer_idx": True}
+    with pytest.raises(UserError, match="scale_attn_by_inverse_layer_idx is True"):
+        read("gpt3", fields)
+
+
+def test_llama_3_1_s_scaling_is_known_by_its_divisors():
+    """llama.cpp stores what the frequencies are divided by; it comes from theta and the scaling."""
+    for scaling in llama.PUBLISHED_SCALINGS:
+        theta, size = 5e5, 64
+        plain = llama.frequencies_of(Rotary(theta), size)
+        divisors = plain / llama.frequencies_of(Rotary(theta, scaling=scaling), size)
+        assert llama.published_scaling(theta, divisors, "x.gguf") == scaling
+        with pytest.raises(UserError, match=r"x\.gguf: rope_freqs\.weight"):
+            llama.published_scaling(theta, divisors * 1.1, "x.gguf")

@@ -1,0 +1,234 @@
+"""Models in and out by the real commands: nothing is lost, and what is wrong is named."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from interchange_examples import SPECS, TEXTS, make_model
+
+import instar
+from instar import cli
+from instar.errors import UserError
+from instar.interchange import safetensors
+from instar.interchange.convert import write_hub_folder
+from instar.interchange.model import Model
+from instar.interchange.parameters import flatten
+from instar.sharding.mesh import MeshConfig, make_mesh
+
+# Orbax reads several arrays at once, and nobody asks for the second error that damage causes.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+TOKENS = np.random.default_rng(0).integers(0, 340, (2, 9))
+
+
+def write_folder(model: Model, folder: Path) -> Path:
+    read = flatten(model.params).__getitem__
+    write_hub_folder(model.card, lambda path: np.asarray(read(path)), folder, np.dtype("f4"))
+    return folder
+
+
+def same_bits(a: dict, b: dict) -> bool:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
+
+
+def run(capsys, *words: object) -> tuple[int, str]:
+    code = cli.main([str(word) for word in words])
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_in_and_out_and_in_again_is_the_same_model_bit_for_bit(name, tmp_path, capsys):
+    model = make_model(name)
+    write_folder(model, tmp_path / "folder")
+    assert run(capsys, "import", "--from", tmp_path / "folder", "--to", tmp_path / "ours")[0] == 0
+    words = ("export", "--checkpoint", tmp_path / "ours", "--to", tmp_path / "back")
+    assert run(capsys, *words)[0] == 0
+    for place in ("folder", "ours", "ours/checkpoints/0", "back"):
+        again = instar.load(tmp_path / place)
+        assert same_bits(again.params, model.params), place
+        assert again.spec == model.spec
+        assert again.card.chat_template == model.card.chat_template
+        assert again.card.stop_ids == model.card.stop_ids
+        assert [again.tokenizer.encode(t) for t in TEXTS] == [
+            model.tokenizer.encode(t) for t in TEXTS
+        ]
+        np.testing.assert_array_equal(again(TOKENS), model(TOKENS))
+
+
+def test_logits_are_float32_whatever_the_parameters_are(tmp_path):
+    model = make_model("llama")
+    folder = write_folder(model, tmp_path / "folder")
+    half = instar.load(folder, dtype="bfloat16")
+    logits = half(TOKENS)
+    assert (logits.dtype, logits.shape) == (np.float32, (*TOKENS.shape, model.spec.vocab_size))
+    assert jax.tree.leaves(half.params)[0].dtype == jax.numpy.bfloat16
+    difference = np.abs(np.asarray(logits - model(TOKENS))).max()
+    assert 0 < difference < 0.3
+
+
+def test_a_model_is_read_straight_onto_a_mesh(tmp_path):
+    model = make_model("qwen3")
+    folder = write_folder(model, tmp_path / "folder")
+    mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:2])
+    sharded = instar.load(folder, mesh=mesh)
+    kernel = sharded.params["group_0"]["layer_0"]["mlp"]["up"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} != {kernel.shape}
+    assert same_bits(sharded.params, model.params)
+    np.testing.assert_allclose(sharded(TOKENS), model(TOKENS), atol=1e-4)
+
+
+# --- What is wrong ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write_folder(make_model("llama"), tmp_path / "folder")
+
+
+def refused(folder: Path, capsys) -> str:
+    """What the import says; it must leave nothing behind."""
+    target = folder.parent / "ours"
+    code, err = run(capsys, "import", "--from", folder, "--to", target)
+    assert code == 2 and err.startswith("instar: error: ") and err.count("\n") == 1, err
+    assert not target.exists()
+    return err
+
+
+def change_tensors(folder: Path, change) -> None:
+    """Writes the tensors again after `change` had its way with the dict of them."""
+    found = safetensors.open_folder(folder)
+    arrays = {name: np.array(stored.read()) for name, stored in found.items()}
+    change(arrays)
+    (folder / safetensors.SINGLE).unlink()
+    shapes = {name: array.shape for name, array in arrays.items()}
+    writer = safetensors.FolderWriter(folder, shapes, np.dtype("f4"))
+    for name, array in arrays.items():
+        writer.write(name, array)
+    writer.close()
+
+
+def test_a_missing_tensor(folder, capsys):
+    change_tensors(folder, lambda arrays: arrays.pop("model.layers.1.self_attn.k_proj.weight"))
+    assert "lacks the tensor model.layers.1.self_attn.k_proj.weight" in refused(folder, capsys)
+
+
+def test_a_surplus_tensor(folder, capsys):
+    change_tensors(folder, lambda arrays: arrays.update({"model.adapter": np.ones(3, "f4")}))
+    assert "holds the tensor model.adapter" in refused(folder, capsys)
+
+
+def test_a_tensor_of_another_shape(folder, capsys):
+    name = "model.layers.0.mlp.up_proj.weight"
+    change_tensors(folder, lambda arrays: arrays.update({name: arrays[name].T}))
+    assert f"{name} has the shape [24, 29]" in refused(folder, capsys)
+
+
+def test_tensors_of_a_bare_model_lack_its_prefix(folder):
+    """As `LlamaModel.save_pretrained` writes them."""
+    model = instar.load(folder)
+
+    def bare(arrays: dict) -> None:
+        for name in list(arrays):
+            arrays[name.removeprefix("model.")] = arrays.pop(name)
+
+    change_tensors(folder, bare)
+    assert same_bits(instar.load(folder).params, model.params)
+
+
+def test_a_truncated_file(folder, capsys):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-1])
+    assert "model.safetensors is truncated" in refused(folder, capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"model_type": "rwkv"},
+            "model_type 'rwkv' is none of those that can be read: gpt2, llama",
+        ),
+        ({"model_type": None}, "model_type None"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"num_key_value_heads": 4}, "heads (6) must be a multiple of kv_heads (4)"),
+        ({"head_dim": 5}, "rotary positions need an even number"),
+    ],
+)
+def test_a_config_that_is_wrong(folder, capsys, change, message):
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    assert message in refused(folder, capsys)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"x"'])
+def test_a_config_that_is_no_mapping(folder, capsys, text):
+    (folder / "config.json").write_text(text)
+    assert "config.json" in refused(folder, capsys)
+
+
+def test_pickles_are_not_opened(folder, capsys):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "pickles only (pytorch_model.bin)" in refused(folder, capsys)
+    code, err = run(capsys, "import", "--from", folder / "pytorch_model.bin", "--to", folder / "x")
+    assert code == 2 and "is a pickle" in err
+
+
+def test_what_is_nothing_of_ours(tmp_path, capsys):
+    with pytest.raises(UserError, match="does not exist"):
+        instar.load(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        instar.load(tmp_path)
+    code, err = run(capsys, "export", "--checkpoint", tmp_path, "--to", tmp_path / "x")
+    assert code == 2 and "is no checkpoint" in err
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        instar.load(tmp_path)
+
+
+def test_nothing_is_overwritten(folder, capsys):
+    code, err = run(capsys, "import", "--from", folder, "--to", folder)
+    assert code == 2 and "is there already and not empty" in err
+    assert instar.load(folder).spec == SPECS["llama"]
+
+
+def test_a_checkpoint_whose_parameters_changed_is_refused(folder, capsys):
+    ours = folder.parent / "ours"
+    assert run(capsys, "import", "--from", folder, "--to", ours)[0] == 0
+    lineage = ours / "checkpoints/0/lineage/lineage.json"
+    lineage.write_text(lineage.read_text().replace('"params": "', '"params": "0'))
+    with pytest.raises(UserError, match="are not those that were saved"):
+        instar.load(ours)
+    shutil.rmtree(ours / "checkpoints/0/params/d")
+    with pytest.raises(UserError, match="cannot be read"):
+        instar.load(ours)
+
+
+def test_a_model_that_transformers_has_not_is_refused(tmp_path):
+    model = make_model("gpt3")
+    card = dataclasses.replace(model.card, spec=model.spec.replace(final_norm=None))
+    with pytest.raises(UserError, match="no model of transformers that can be written"):
+        write_hub_folder(card, lambda path: None, tmp_path / "x", np.dtype("f4"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_import_that_is_killed_leaves_no_checkpoint(folder):
+    """A checkpoint appears whole; the next try does not stumble over what is left."""
+    ours = folder.parent / "ours"
+    program = (
+        "import os, sys; from instar.interchange import convert; "
+        "convert.combine = lambda prints: os._exit(9); from instar import cli; "
+        "cli.main(sys.argv[1:])"
+    )
+    words = ["import", "--from", str(folder), "--to", str(ours)]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, check=False)
+    assert done.returncode == 9, done.stderr
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        instar.load(ours)

@@ -1,0 +1,173 @@
+"""Transformers and Instar read each other's folders, and compute the same logits from them."""
+
+import jax
+import numpy as np
+import pytest
+from interchange_examples import SPECS, TEXTS, make_model
+
+import instar
+from instar.interchange.convert import (
+    ExportOptions,
+    ImportOptions,
+    export_model,
+    import_model,
+    write_hub_folder,
+)
+from instar.interchange.parameters import flatten
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.parity
+
+VOCAB, LENGTHS = 61, [17, 5, 1, 28]
+
+GPT2 = {"vocab_size": VOCAB, "n_positions": 29, "n_embd": 24, "n_layer": 3, "n_head": 4}
+LLAMA = {
+    "vocab_size": VOCAB,
+    "hidden_size": 42,
+    "intermediate_size": 55,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "max_position_embeddings": 64,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 300.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 3.0,
+    "original_max_position_embeddings": 16,
+}
+CASES = {
+    "gpt2": ("GPT2", GPT2),
+    "gpt2, another inner width and activation": (
+        "GPT2",
+        GPT2 | {"n_inner": 31, "activation_function": "relu", "layer_norm_epsilon": 1e-3},
+    ),
+    "gpt2, untied": ("GPT2", GPT2 | {"tie_word_embeddings": False}),
+    "llama": ("Llama", LLAMA | {"rope_theta": 500.0}),
+    "llama, tied, with biases": (
+        "Llama",
+        LLAMA | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    ),
+    "llama, linear scaling": (
+        "Llama",
+        LLAMA | {"rope_parameters": {"rope_type": "linear", "rope_theta": 200.0, "factor": 3.0}},
+    ),
+    "llama 3.1": ("Llama", LLAMA | {"rope_parameters": LLAMA3, "rms_norm_eps": 1e-4}),
+    "mistral": ("Mistral", LLAMA | {"sliding_window": 5}),
+    "mistral without a window": ("Mistral", LLAMA | {"sliding_window": None}),
+    "qwen3": ("Qwen3", LLAMA | {"attention_bias": True}),
+}
+HEADS = {"GPT2": "GPT2LMHeadModel"}
+
+
+def randomised(model):
+    """Every parameter random: a bias of 0 or a scale of 1 would hide where it goes."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_scale = ("norm" in name or "ln_" in name) and name.endswith("weight")
+            parameter.copy_(1 + 0.4 * noise if is_scale else 0.2 * noise)
+    return model.eval()
+
+
+def build(family: str, options: dict):
+    config = getattr(transformers, f"{family}Config")(**options)
+    model = getattr(transformers, HEADS.get(family, f"{family}ForCausalLM"))
+    return randomised(model._from_config(config, attn_implementation="eager"))
+
+
+def tokens_of(length: int) -> np.ndarray:
+    return np.random.default_rng(length).integers(0, VOCAB, (2, length))
+
+
+def theirs(model, tokens: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.asarray(tokens)).logits.numpy()
+
+
+def assert_same_logits(ours, model, tolerance: float = 1e-4) -> None:
+    for length in LENGTHS:
+        tokens = tokens_of(length)
+        difference = np.abs(np.asarray(ours(tokens)) - theirs(model, tokens)).max()
+        assert difference < tolerance, (length, difference)
+
+
+@pytest.mark.parametrize(("family", "options"), CASES.values(), ids=CASES.keys())
+def test_a_folder_of_transformers_gives_the_same_logits_and_comes_back(family, options, tmp_path):
+    model = build(family, options)
+    model.save_pretrained(tmp_path / "theirs")
+    assert_same_logits(instar.load(tmp_path / "theirs"), model)
+
+    # In, out, and in again: every parameter is the one that it was.
+    import_model(ImportOptions(from_=str(tmp_path / "theirs"), to=str(tmp_path / "ours")))
+    export_model(ExportOptions(checkpoint=str(tmp_path / "ours"), to=str(tmp_path / "back")))
+    automatic = transformers.AutoModelForCausalLM
+    again = automatic.from_pretrained(tmp_path / "back", attn_implementation="eager").eval()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    assert theirs(again, tokens_of(17)).tobytes() == theirs(model, tokens_of(17)).tobytes()
+
+
+def test_sharded_and_half_precision_folders(tmp_path):
+    model = build("Llama", LLAMA).to(torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert_same_logits(instar.load(tmp_path), again.eval())
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_model_of_ours_in_transformers(name, tmp_path):
+    """With its tokenizer: the same ids, the same special tokens, the same logits."""
+    model = make_model(name)
+    read = flatten(model.params).__getitem__
+    write_hub_folder(model.card, lambda path: np.asarray(read(path)), tmp_path, np.dtype("f4"))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        ids = model.tokenizer.encode(text)
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+        whole = np.asarray([[model.tokenizer.bos_id, *ids]])[:, :29]
+        np.testing.assert_allclose(model(whole), theirs(again, whole), atol=1e-4)
+    assert tokenizer.eos_token_id == model.tokenizer.eos_id
+    assert again.generation_config.eos_token_id == [model.tokenizer.eos_id]
+    messages = [{"role": "user", "content": "hello"}]
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    ids = getattr(rendered, "input_ids", rendered)
+    assert ids == model.encode_chat(messages, model.chat_template())[-len(ids) :]
+
+
+# --- A real model -------------------------------------------------------------------------------
+
+PROMPTS = [
+    "The capital of France is Paris. The capital of Germany is",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+    "Once upon a time, in a village by the sea, there lived an old fisherman who",
+    "1 + 1 = 2, 2 + 2 = 4, 3 + 3 =",
+]
+
+
+def test_smollm2_is_what_transformers_reads_from_the_same_file(smollm2):
+    model = instar.load(smollm2)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
+    ).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
+    for prompt in PROMPTS:
+        ids = model.tokenizer.encode(prompt)
+        assert ids == tokenizer(prompt)["input_ids"]
+        difference = np.abs(np.asarray(model([ids])) - theirs(reference, np.asarray([ids]))).max()
+        assert difference < 2e-3
+    sampling = instar.generation.sampling.SamplingConfig(max_new_tokens=64, temperature=0.0)
+    completions = model.generate(PROMPTS, sampling=sampling)
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        ids = torch.asarray([model.tokenizer.encode(prompt)])
+        greedy = reference.generate(ids, max_new_tokens=64, do_sample=False)
+        assert completion.tokens == greedy[0, ids.shape[1] :].tolist()
+    assert jax.tree.leaves(model.params)[0].dtype == np.float32
