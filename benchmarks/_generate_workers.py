@@ -51,7 +51,8 @@ def make_instar(job: dict) -> tuple[Generate, dict]:
         done = engine.generate(params, [Request(row, greedy) for row in prompts.tolist()])
         return [completion.tokens for completion in done]
 
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    # Of the embeddings a step reads one row of the table; the head is a matrix of its own.
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - params["embedding"].nbytes
     return generate, {"version": jax.__version__, "weight_bytes": weights}
 
 

@@ -31,12 +31,11 @@ def test_the_function_stays(name, dtype):
     if dtype == "float32":
         np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
     else:
-        # Not by element: XLA rounds to bfloat16 at other places in another program.
+        # By norm: XLA rounds to bfloat16 at other places in another program.
         error = np.linalg.norm(after - before) / np.linalg.norm(before)
         assert error < 0.03
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(changed))
-    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    assert size == whole if dtype == "float32" else size < 0.6 * whole
+    matrices = [x for path, x in jax.tree.leaves_with_path(changed) if path[-1].key == "kernel"]
+    assert {kernel.dtype.name for kernel in matrices} == {dtype}
 
 
 def test_parameters_on_a_mesh_stay_there():

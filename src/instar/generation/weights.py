@@ -11,15 +11,15 @@ from instar.models.spec import ModelSpec
 
 
 def for_decoding(model: LanguageModel, params: Params) -> tuple[LanguageModel, Params]:
-    """The same function of tokens, bit for bit, with its layers one by one and its weights cast.
+    """The same function of tokens, with its layers one by one, its head untied and weights cast.
 
-    A step of decoding takes as long as the reading of the weights. The loop over stacked layers
-    copies those of a layer before it multiplies by them, and a cast to the compute dtype writes
-    and reads them again: here both are done once. Compiling takes longer, as its program has every
-    layer; and for as long as both sets of parameters are held, they take the memory of both.
+    A step of decoding takes as long as the reading of the weights. A loop over stacked layers
+    copies those of a layer before it multiplies by them; a tied head is transposed, and weights in
+    float32 are cast to the compute dtype, at every call of a program: here all that is done once.
+    Compiling takes longer, as the program has every layer, and an untied head takes its memory;
+    for as long as both sets of parameters are held, they take that of both.
     """
-    spec = unstacked(model.spec)
-    laid_out = LanguageModel(spec, model.execution)
+    laid_out = LanguageModel(unstacked(model.spec).replace(tied=False), model.execution)
 
     def cast(axes: Axes, x: jax.Array) -> jax.Array:
         # Scales and biases of norms are used in float32.
@@ -27,7 +27,10 @@ def for_decoding(model: LanguageModel, params: Params) -> tuple[LanguageModel, P
 
     @jax.jit
     def convert(params: Params) -> Params:
-        return jax.tree.map(cast, laid_out.axes, unstack(model.spec, params))
+        params = unstack(model.spec, params)
+        if model.spec.tied:
+            params |= {"head": {"kernel": params["embedding"].T}}
+        return jax.tree.map(cast, laid_out.axes, params)
 
     return laid_out, convert(params)
 
