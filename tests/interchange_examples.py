@@ -36,10 +36,10 @@ _SIZES = {
     "head_dim": 10,
     "mlp_width": 29,
     "vocab_size": VOCAB,
-    "max_positions": 64,
+    "max_positions": 128,
 }
 SPECS = {
-    "gpt3": gpt3.gpt3(depth=3, width=24, heads=4, mlp_width=33, vocab_size=VOCAB, max_positions=64),
+    "gpt3": gpt3.gpt3(depth=3, width=24, heads=4, mlp_width=33, vocab_size=VOCAB, max_positions=128),
     "llama": llama.llama(**_SIZES | {"width": 24}),
     "llama, of an odd width": llama.llama(**_SIZES, tied=True),
     "mistral": mistral.mistral(**_SIZES, window=5),
