@@ -70,6 +70,11 @@ def write_layer(
     Under a loop over layers that carries the cache, this is an update in place.
     """
     rows = jnp.arange(slots.shape[0])[:, None]
+    if slots.size == 1:
+        # A second token, which is dropped: of one alone XLA's CPU backend makes another operation,
+        # merges that with what reads the cache, and then has to copy the cache.
+        slots = jnp.pad(slots, ((0, 0), (0, 1)), constant_values=cache[0].shape[3])
+        k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (k, v))
 
     def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
         return buffer.at[index, rows, :, slots].set(values.astype(buffer.dtype), mode="drop")
