@@ -79,7 +79,8 @@ def test_pretrain_step(tmp_path):
 def test_generate(tmp_path):
     pytest.importorskip("transformers")
     small = ("--model", "small", "--rows", 2, "--prompt", 8, "--new", 32, "--turns", 1)
-    written = run("generate.py", *small, result=tmp_path / "generate.json")
+    dtypes = ("--dtypes", "float32", "bfloat16")
+    written = run("generate.py", *small, *dtypes, result=tmp_path / "generate.json")
     # The script itself sees to it that the tokens begin alike.
     programs = {"instar float32", "instar bfloat16", "transformers float32"}
     assert written["measured"]["2 rows"].keys() == programs
