@@ -187,6 +187,8 @@ chat() {
   done
   local model
   model="$(smollm2)"
+  # What was compiled is kept: from the second time on the first answer comes in seconds.
+  export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$venv/compiled}"
   exec instar chat --model "$model" "$@"
 }
 

@@ -49,6 +49,13 @@ def test_loss_memory(tmp_path):
     assert all(line["bytes"] < whole["bytes"] / 2 for line in chunked)
 
 
+def test_import_memory(tmp_path):
+    small = ("--depth", 2, "--width", 128, "--folder", tmp_path)
+    written = run("import_memory.py", *small, result=tmp_path / "import_memory.json")
+    assert written["measured"].keys() == {"import", "export"}
+    assert written["float32_bytes"] > written["file_bytes"] > written["largest_parameter_bytes"]
+
+
 def test_baselines(tmp_path):
     words = "what was said about the film was said by those who had not seen it".split()
     texts = [" ".join(words[n % 9 :] + words[: n % 7]) for n in range(300)]

@@ -130,6 +130,10 @@ REFUSED = {
     "sequence and positions": ("--config.model.max_positions=8", "model.max_positions"),
     "batch and microbatch": ("--config.batch.microbatch=3", "batch.microbatch"),
     "mesh and devices": ("--config.mesh.tensor=3", "mesh"),
+    "prompts and positions": (
+        "--config.evaluation.sampling.max_new_tokens=64",
+        "evaluation.prompts",
+    ),
     "length that is not packed": ("--config.data.sequence_length=32", "sequence_lengths"),
 }
 

@@ -1,7 +1,7 @@
 """A model with all that is needed to use it."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 from instar.data.chat import NAMES, ChatTemplate, Message, encode_chat, stop_ids
 from instar.data.tokenizer import Tokenizer
 from instar.errors import UserError
-from instar.generation.engine import Engine
+from instar.generation.engine import Engine, Update
 from instar.generation.requests import Completion, Request
 from instar.generation.sampling import SamplingConfig
+from instar.generation.weights import for_decoding
 from instar.interchange.card import ModelCard
 from instar.models.language_model import LanguageModel, Params
 from instar.models.spec import ModelSpec
@@ -57,10 +58,11 @@ class Model:
         return jax.jit(logits)
 
     @functools.cached_property
-    def engine(self) -> Engine:
-        """What generates; its programs are compiled at their first use and kept."""
+    def _decoding(self) -> tuple[Engine, Params]:
+        """What generates, with the parameters laid out for it; made at their first use and kept."""
+        model, params = for_decoding(self.language_model, self.params)
         decode = None if self.tokenizer is None else self.tokenizer.decode
-        return Engine(self.language_model, decode, mesh=self.mesh)
+        return Engine(model, decode, mesh=self.mesh), params
 
     def generate(
         self,
@@ -85,7 +87,13 @@ class Model:
             self.request(prompt, sampling, seed + index, stop_strings, template)
             for index, prompt in enumerate(prompts)
         ]
-        return self.engine.generate(self.params, requests)
+        engine, params = self._decoding
+        return engine.generate(params, requests)
+
+    def stream(self, request: Request) -> Iterator[Update]:
+        """The new tokens of a `request`, as they come."""
+        engine, params = self._decoding
+        return engine.stream(params, [request])
 
     def request(
         self,

@@ -141,7 +141,7 @@ class Conversation:
         text = TextStream(StreamDecoder(model.tokenizer), request.stop_strings)
         said = ""
         try:
-            for update in model.engine.stream(model.params, [request]):
+            for update in model.stream(request):
                 piece = text.push(update.tokens)
                 if update.completion is not None:
                     piece = update.completion.text[len(said) :]

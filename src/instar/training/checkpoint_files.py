@@ -98,10 +98,14 @@ class _StreamedHandler(type_handlers.NumpyHandler):
         super().__init__(deepcopy_host_arrays=False)
 
     async def serialize(self, values: list, infos: list, args: list | None = None) -> list:
-        for value, info, arg in zip(values, infos, args, strict=True):
-            for written in await super().serialize([value.make()], [info], [arg]):
-                await asyncio.to_thread(written.result)
+        for each in zip(values, infos, args, strict=True):
+            await self._write(*each)
         return []
+
+    async def _write(self, value: Streamed, info: Any, arg: Any) -> None:
+        # A call of its own: what it holds is let go of before the next array is made.
+        for written in await super().serialize([value.make()], [info], [arg]):
+            await asyncio.to_thread(written.result)
 
 
 def write_model(folder: epath.Path, params: Any, items: Mapping[str, Any]) -> None:
