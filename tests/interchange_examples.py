@@ -39,7 +39,9 @@ _SIZES = {
     "max_positions": 128,
 }
 SPECS = {
-    "gpt3": gpt3.gpt3(depth=3, width=24, heads=4, mlp_width=33, vocab_size=VOCAB, max_positions=128),
+    "gpt3": gpt3.gpt3(
+        depth=3, width=24, heads=4, mlp_width=33, vocab_size=VOCAB, max_positions=128
+    ),
     "llama": llama.llama(**_SIZES | {"width": 24}),
     "llama, of an odd width": llama.llama(**_SIZES, tied=True),
     "mistral": mistral.mistral(**_SIZES, window=5),

@@ -19,6 +19,8 @@ from instar.models.transformer import Execution
 from instar.sharding import rules
 from instar.sharding.mesh import MeshConfig, make_mesh
 
+pytestmark = pytest.mark.smoke
+
 PROMPTS = [[5, 9, 2, 30], [7], [1, 1, 1, 12, 3, 25], [11, 4], [8] * 9]
 NEW, LONGEST = 8, 9
 GREEDY = SamplingConfig(NEW, temperature=0.0)

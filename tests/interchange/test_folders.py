@@ -22,7 +22,10 @@ from instar.interchange.parameters import flatten
 from instar.sharding.mesh import MeshConfig, make_mesh
 
 # Orbax reads several arrays at once, and nobody asks for the second error that damage causes.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.smoke,
+]
 
 TOKENS = np.random.default_rng(0).integers(0, 340, (2, 9))
 

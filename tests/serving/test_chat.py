@@ -18,6 +18,8 @@ from instar.errors import UserError
 from instar.generation.sampling import SamplingConfig
 from instar.serving.chat import Conversation, TextStream, talk
 
+pytestmark = pytest.mark.smoke
+
 GREEDY = SamplingConfig(max_new_tokens=6, temperature=0.0)
 
 

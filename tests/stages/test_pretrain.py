@@ -14,6 +14,7 @@ from pairs import run_pair
 from runs import environment, final_fingerprint, instar, losses
 
 from instar import cli
+from instar import load as instar_load
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -179,3 +180,17 @@ def test_a_full_disk_ends_the_run_with_a_sentence(run_config, tmp_path):
     assert os.listdir(tmp_path / "checkpoints") == [] or not any(
         p.name.isdigit() for p in (tmp_path / "checkpoints").iterdir()
     )
+
+
+def test_a_finished_run_is_loaded_continued_and_exported(finished_run, tmp_path):
+    """Its checkpoint says all of its model; no config and no data set is asked."""
+    model = instar_load(finished_run)
+    assert model.tokenizer is not None and model.spec.depth == 2
+    done = instar("generate", "--model", finished_run, "--max_new_tokens=4", "the film")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["prompt"] == "the film"
+    done = instar("export", "--checkpoint", finished_run, "--to", tmp_path / "folder")
+    assert done.returncode == 0, done.stderr
+    again = instar_load(tmp_path / "folder")
+    tokens = [model.encode("the film was")]
+    assert (again(tokens) == model(tokens)).all()
