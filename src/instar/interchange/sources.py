@@ -40,7 +40,10 @@ def open_foreign(path: Path) -> ForeignModel:
       UserError: it is neither, is damaged, or holds a model that no family reads.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist")
+        remote = (
+            ": models of others are read from a local or mounted disk" if ":/" in str(path) else ""
+        )
+        raise UserError(f"{path} does not exist{remote}")
     if path.suffix in PICKLES:
         raise UserError(
             f"{path} is a pickle, which can run any code when it is read: convert it to "
