@@ -40,10 +40,8 @@ def open_foreign(path: Path) -> ForeignModel:
       UserError: it is neither, is damaged, or holds a model that no family reads.
     """
     if not path.exists():
-        remote = (
-            ": models of others are read from a local or mounted disk" if ":/" in str(path) else ""
-        )
-        raise UserError(f"{path} does not exist{remote}")
+        where = " (models of others are read from a local or mounted disk)"
+        raise UserError(f"{path} does not exist{where if ':/' in str(path) else ''}")
     if path.suffix in PICKLES:
         raise UserError(
             f"{path} is a pickle, which can run any code when it is read: convert it to "
