@@ -153,7 +153,7 @@ def main() -> None:
     seconds = time.perf_counter() - started
     print(json.dumps({"ready": facts | {"losses": losses, "warm_up_seconds": seconds}}), flush=True)
     for line in sys.stdin:
-        steps = int(line)
+        steps = json.loads(line)["steps"]
         started, busy = time.perf_counter(), time.process_time()
         loss = run(steps)
         answer = {

@@ -14,16 +14,12 @@ import json
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 import tempfile
 
-WORKER = pathlib.Path(__file__).parent / "_generate_workers.py"
-MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "1000000000000",
-}
+from _workers import Worker
+
+SCRIPT = "_generate_workers.py"
 SHAPES = {
     "smollm2-135m": {
         "depth": 30,
@@ -44,38 +40,6 @@ SHAPES = {
         "max_positions": 256,
     },
 }
-
-
-class Worker:
-    """A program's process, which waits between its turns."""
-
-    def __init__(self, job: dict):
-        self._process = subprocess.Popen(
-            [sys.executable, str(WORKER), json.dumps(job)],
-            env=os.environ
-            | MEMORY
-            | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(job["threads"])},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.ready = self._answer()["ready"]
-
-    def ask(self, **order: object) -> dict:
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit(f"a worker ended with code {self._process.wait()}: run it by hand to see why")
-        return json.loads(line)
 
 
 def measure(workers: dict[str, Worker], rows: int, prompt: int, new: int, turns: int) -> dict:
@@ -134,7 +98,8 @@ def main() -> None:
         job["parameters"] = f"{folder}/parameters.npz"
         # Instar first: it writes the parameters from which the others start.
         workers = {
-            name: Worker(job | {"program": name, "dtype": name.split()[-1]}) for name in names
+            name: Worker(SCRIPT, job | {"program": name, "dtype": name.split()[-1]})
+            for name in names
         }
         bandwidth = workers[names[0]].ask(read=True)["bytes_per_second"]
         for rows in arguments.rows:

@@ -13,17 +13,13 @@ import json
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 import tempfile
 
-WORKER = pathlib.Path(__file__).parent / "_step_workers.py"
+from _workers import Worker
+
+SCRIPT = "_step_workers.py"
 FRAMEWORKS = ("instar", "torch eager", "torch.compile")
-MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "1000000000000",
-}
 SMALL = {"depth": 4, "width": 128, "heads": 4, "vocab_size": 2048, "sequence_length": 64}
 LARGE = {"depth": 6, "width": 384, "heads": 6, "vocab_size": 4096, "sequence_length": 256}
 # Name, shape, rows of a batch, steps of a turn.
@@ -35,49 +31,17 @@ CASES = (
 )
 
 
-class Worker:
-    """A framework's process, which waits between its turns."""
-
-    def __init__(self, job: dict):
-        self._process = subprocess.Popen(
-            [sys.executable, str(WORKER), json.dumps(job)],
-            env=os.environ
-            | MEMORY
-            | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(job["threads"])},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.ready = self._answer()["ready"]
-
-    def turn(self, steps: int) -> dict:
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit(f"a worker ended with code {self._process.wait()}: run it by hand to see why")
-        return json.loads(line)
-
-
 def measure(shape: dict, rows: int, steps: int, turns: int, dtype: str, threads: int) -> dict:
     """Seconds a step of each framework, and what a token costs."""
     with tempfile.TemporaryDirectory() as folder:
         job = {"shape": shape, "batch": rows, "dtype": dtype, "threads": threads}
         job["parameters"] = f"{folder}/parameters.npz"
         # Instar first: it writes the parameters from which the others start.
-        workers = {name: Worker(job | {"framework": name}) for name in FRAMEWORKS}
+        workers = {name: Worker(SCRIPT, job | {"framework": name}) for name in FRAMEWORKS}
         seconds = {name: [] for name in FRAMEWORKS}
         for _ in range(turns):
             for name, worker in workers.items():
-                seconds[name].append(worker.turn(steps)["seconds"])
+                seconds[name].append(worker.ask(steps=steps)["seconds"])
         for worker in workers.values():
             worker.close()
     losses = {name: worker.ready["losses"][0] for name, worker in workers.items()}
