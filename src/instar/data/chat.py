@@ -11,7 +11,7 @@ from instar.data.chat_template import NAMES, ChatTemplate, Message, checked_mess
 from instar.data.tokenizer_formats import Tokenizer
 from instar.errors import UserError
 
-__all__ = ["NAMES", "ChatTemplate", "Message", "encode_chat", "stop_ids"]
+__all__ = ["NAMES", "ChatTemplate", "Message", "Rendering", "encode_chat", "stop_ids"]
 
 # Unicode assigns these to no character, ever; text has them by mistake only.
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
@@ -29,18 +29,40 @@ def encode_chat(
       UserError: a message is malformed, the template refuses the dialogue, or it needs a token
         that the tokenizer lacks.
     """
-    special = _special_tokens(tokenizer, template)
-    broken, mark = _break_spellings(checked_messages(messages), special)
-    text = template.render(
-        broken,
-        bos_token=tokenizer.special_name(tokenizer.bos_id),
-        eos_token=tokenizer.special_name(tokenizer.eos_id),
-        add_generation_prompt=add_generation_prompt,
-    )
-    pieces = re.split(f"({_any_of(special)})", text)
-    texts = (piece.replace(mark, "") for piece in pieces[::2])
-    parts = [special[piece] if index % 2 else next(texts) for index, piece in enumerate(pieces)]
-    return tokenizer.encode_parts(parts)
+    rendering = Rendering(tokenizer, template, messages)
+    return rendering.encode(rendering.text(len(messages), add_generation_prompt))
+
+
+class Rendering:
+    """A dialogue as a template writes it, in which only the template spells special tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]):
+        """Raises UserError as `encode_chat` does."""
+        self._tokenizer, self._template = tokenizer, template
+        self._special = _special_tokens(tokenizer, template)
+        self._messages, self._mark = _break_spellings(checked_messages(messages), self._special)
+
+    def text(self, count: int, add_generation_prompt: bool) -> str:
+        """Returns the text of the first `count` messages, for `encode`."""
+        tokenizer = self._tokenizer
+        return self._template.render(
+            self._messages[:count],
+            bos_token=tokenizer.special_name(tokenizer.bos_id),
+            eos_token=tokenizer.special_name(tokenizer.eos_id),
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def split(self, text: str) -> list[str]:
+        """Returns the pieces of a text: at odd places special tokens, at even ones the rest."""
+        return re.split(f"({_any_of(self._special)})", text)
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text, or of a part of one."""
+        parts = [
+            self._special[piece] if index % 2 else piece.replace(self._mark, "")
+            for index, piece in enumerate(self.split(text))
+        ]
+        return self._tokenizer.encode_parts(parts)
 
 
 def stop_ids(tokenizer: Tokenizer, template: ChatTemplate) -> list[int]:
