@@ -103,7 +103,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
     with pytest.raises(
-        UserError, match=r"template forgetful writes messages\[3\] into what stands"
+        UserError, match=r"template forgetful writes messages\[1\] into what stands"
     ):
         encode_dialogue(TOKENIZER, ChatTemplate("forgetful", source), TWO_TURNS)
 
