@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instar.objectives.language import next_token_sums, token_log_probs
+from instar.objectives.language import entropy, next_token_sums, token_log_probs
 
 BATCH, LENGTH, WIDTH, VOCAB = 3, 12, 7, 11
 
@@ -105,6 +105,35 @@ def test_token_log_probs():
     expected = np.take_along_axis(expected, x["targets"][..., None], -1)[..., 0]
     found = token_log_probs(logits.astype(np.float32), x["targets"])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_entropy():
+    logits = draw(7)["hidden"]
+    expected = np.zeros((BATCH, LENGTH))
+    for place in np.ndindex(BATCH, LENGTH):
+        p = np.exp(logits[place]) / np.exp(logits[place]).sum()
+        expected[place] = -sum(p * np.log(p))
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(jax.jit(entropy)(logits), expected, rtol=1e-12)
+        gradient = jax.grad(lambda x: jnp.sum(entropy(x)))(logits)
+        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        slope = -p * (np.log(p) + expected[..., None])
+        np.testing.assert_allclose(gradient, slope, rtol=1e-10, atol=1e-12)
+
+
+def test_entropy_of_extreme_logits():
+    """Impossible tokens and a certain one: no 0 x infinity, neither forward nor backward."""
+    logits = jnp.array([[0.0, 0.0, -jnp.inf], [1e4, -1e4, -jnp.inf]])
+    value, slope = entropy(logits), jax.grad(lambda x: jnp.sum(entropy(x)))(logits)
+    np.testing.assert_allclose(value, [np.log(2), 0.0], rtol=1e-6)
+    np.testing.assert_allclose(slope, np.zeros((2, 3)), atol=1e-6)
+
+
+def test_bfloat16_logits_are_normalised_in_float32():
+    logits = draw(8)["hidden"].astype(jnp.bfloat16)
+    single, tokens = logits.astype(np.float32), np.zeros((BATCH, LENGTH), int)
+    np.testing.assert_array_equal(entropy(logits), entropy(single))
+    np.testing.assert_array_equal(token_log_probs(logits, tokens), token_log_probs(single, tokens))
 
 
 def test_large_logits_do_not_overflow():

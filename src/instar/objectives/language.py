@@ -5,11 +5,24 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from instar.objectives.masked import wide
+
 
 def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """log p(tokens) under softmax(logits): [..., V], int [...] -> [...]."""
+    """log p(tokens) under softmax(logits): [..., V], int [...] -> [...] in at least float32."""
+    (logits,) = wide(logits)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def entropy(logits: jax.Array) -> jax.Array:
+    """The entropy of softmax(logits) in nats: [..., V] -> [...] in at least float32.
+
+    A logit of -inf is a token that cannot occur, and adds nothing.
+    """
+    log_probs = jax.nn.log_softmax(*wide(logits), axis=-1)
+    finite = jnp.where(jnp.isneginf(log_probs), 0, log_probs)
+    return -jnp.sum(jnp.exp(log_probs) * finite, axis=-1)
 
 
 def _sums(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> dict[str, jax.Array]:
