@@ -222,16 +222,34 @@ def test_a_model_that_transformers_has_not_is_refused(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_an_import_that_is_killed_leaves_no_checkpoint(folder):
-    """A checkpoint appears whole; the next try does not stumble over what is left."""
-    ours = folder.parent / "ours"
+def killed_when(function: str, *words: object) -> None:
+    """Runs the command in a process that ends, as by SIGKILL, when it calls `function`."""
     program = (
-        "import os, sys; from instar.interchange import convert; "
-        "convert.combine = lambda prints: os._exit(9); from instar import cli; "
-        "cli.main(sys.argv[1:])"
+        f"import os, sys; from instar.interchange import convert; "
+        f"convert.{function} = lambda *arguments: os._exit(9); from instar import cli; "
+        f"cli.main(sys.argv[1:])"
     )
-    words = ["import", "--from", str(folder), "--to", str(ours)]
-    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, check=False)
+    command = [sys.executable, "-c", program, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 9, done.stderr
-    with pytest.raises(UserError, match="has no checkpoint yet"):
-        instar.load(ours)
+
+
+def test_what_is_killed_leaves_nothing_that_reads_as_whole_and_can_be_tried_again(folder, capsys):
+    ours, back = folder.parent / "ours", folder.parent / "back"
+    importing = ("import", "--from", folder, "--to", ours)
+    killed_when("combine", *importing)
+    assert not ours.exists()
+    assert run(capsys, *importing)[0] == 0
+    exporting = ("export", "--checkpoint", ours, "--to", back)
+    killed_when("_write_configs", *exporting)
+    assert not back.exists()
+    assert run(capsys, *exporting)[0] == 0
+    assert same_bits(instar.load(back).params, instar.load(folder).params)
+    assert not list(folder.parent.glob("*.partial"))
+
+
+def test_a_target_that_cannot_be_written(folder, capsys):
+    (folder.parent / "file").write_text("")
+    target = folder.parent / "file" / "ours"
+    code, err = run(capsys, "import", "--from", folder, "--to", target)
+    assert code == 2 and "cannot be written" in err

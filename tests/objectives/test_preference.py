@@ -73,6 +73,12 @@ def test_the_best_response_has_the_lowest_rank():
     assert stats["accuracy"] == 0
 
 
+def test_equal_scores_order_nothing():
+    loss, stats = ranking_loss(np.zeros((1, 3)), np.array([[1, 2, 3]]), np.ones((1, 3)))
+    assert loss == pytest.approx(np.log(2), rel=1e-6)
+    assert stats["accuracy"] == 0
+
+
 def test_prompts_weigh_the_same_whatever_their_number_of_pairs():
     scores = np.array([[0.0, 0.0, 0.0, 0.0], [0.0, 5.0, 0.0, 0.0]])
     ranks, mask = np.array([[1, 2, 3, 4], [1, 2, 3, 4]]), np.array([[1, 1, 1, 1], [1, 1, 0, 0]])

@@ -64,6 +64,12 @@ def test_a_fractional_penalty_survives_integer_scores():
     assert adjust_scores(np.array([1, 1]), np.array([0, 1]), penalty=0.5).tolist() == [0.5, 1.0]
 
 
+def test_bfloat16_scores_are_adjusted_in_float32():
+    """257 is no bfloat16."""
+    found = adjust_scores(np.array([256.0], jnp.bfloat16), np.array([False]), penalty=-1.0)
+    assert found.tolist() == [257.0]
+
+
 def test_penalty_and_replacement_exclude_each_other():
     with pytest.raises(UserError, match="give one"):
         adjust_scores(np.zeros(2), np.ones(2), penalty=0.5, replacement=-1.0)

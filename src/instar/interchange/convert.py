@@ -1,7 +1,8 @@
 """`instar import` and `instar export`: between other programs' formats and Instar's checkpoints."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -74,7 +75,6 @@ def import_model(options: ImportOptions) -> None:
       UserError: the source cannot be read, or the target is not empty; nothing is left behind.
     """
     foreign, target = open_foreign(Path(options.from_)), absolute(options.to)
-    _check_new(target)
     model, dtype = LanguageModel(foreign.card.spec), jnp.dtype(options.dtype)
     parameters = match(foreign.layout, model, foreign.stored, foreign.source)
     prints: list[bytes] = []
@@ -102,11 +102,9 @@ def import_model(options: ImportOptions) -> None:
         }
 
     params = unflatten((path, streamed(path, each)) for path, each in parameters.items())
-    write_model(
-        target / CHECKPOINTS / "0",
-        params,
-        {"model": foreign.card.to_json(), "lineage": lineage},
-    )
+    items = {"model": foreign.card.to_json(), "lineage": lineage}
+    with _new_folder(target) as folder:
+        write_model(folder / CHECKPOINTS / "0", params, items)
     print(f"{foreign.source} -> {target} ({_describe(foreign.card.spec, parameters)})")
 
 
@@ -142,15 +140,14 @@ def write_hub_folder(
       UserError: transformers has no model like it, or the target is not empty.
     """
     form, config = hub_format_of(card.spec)
-    _check_new(absolute(target))
-    target.mkdir(parents=True, exist_ok=True)
     placed = form.layout.tensors(card.spec)
     shapes = {each.name: each.tensor.shape(each.sizes) for each in placed}
-    writer = safetensors.FolderWriter(target, shapes, dtype)
-    for name, tensor in tensors_to_write(form.layout, card.spec, read):
-        writer.write(name, tensor)
-    writer.close()
-    _write_configs(target, card, form, config, dtype.name)
+    with _new_folder(absolute(target)) as folder:
+        writer = safetensors.FolderWriter(Path(folder), shapes, dtype)
+        for name, tensor in tensors_to_write(form.layout, card.spec, read):
+            writer.write(name, tensor)
+        writer.close()
+        _write_configs(Path(folder), card, form, config, dtype.name)
     return form.architecture
 
 
@@ -199,9 +196,26 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def _check_new(target: epath.Path) -> None:
+@contextlib.contextmanager
+def _new_folder(target: epath.Path) -> Iterator[epath.Path]:
+    """A folder to fill, which becomes `target` when all is in it; what fails leaves nothing."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already and not empty: give --to a new folder")
+    partial = target.parent / f"{target.name}.partial"
+    if partial.exists():  # of a try that was killed
+        partial.rmtree()
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{target} cannot be written ({reason}): choose another --to") from None
+    finally:
+        if partial.exists():
+            partial.rmtree()
 
 
 def _describe(spec: ModelSpec, parameters: dict[str, ForeignParameter]) -> str:

@@ -109,16 +109,13 @@ class _StreamedHandler(type_handlers.NumpyHandler):
 
 
 def write_model(folder: epath.Path, params: Any, items: Mapping[str, Any]) -> None:
-    """Writes a checkpoint of `Streamed` parameters, by way of a rename.
+    """Writes a checkpoint of `Streamed` parameters.
 
     Args:
-      folder: the checkpoint's own; must not exist.
+      folder: the checkpoint's own; is made.
       items: of `JSON_ITEMS`, by name; a callable is asked after the parameters are written.
     """
-    partial = folder.parent / f"{folder.name}.partial"
-    if partial.exists():
-        partial.rmtree()
-    partial.mkdir(parents=True)
+    folder.mkdir(parents=True)
     handler = ocp.PyTreeCheckpointHandler(
         type_handler_registry=type_handlers.create_type_handler_registry(
             (Streamed, _StreamedHandler()),
@@ -128,11 +125,10 @@ def write_model(folder: epath.Path, params: Any, items: Mapping[str, Any]) -> No
     save_args = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
     with ocp.Checkpointer(handler) as checkpointer:
         args = ocp.args.PyTreeSave(params, save_args=save_args)
-        checkpointer.save(partial / "params", args=args)
+        checkpointer.save(folder / "params", args=args)
     for name, value in items.items():
-        (partial / name).mkdir()
-        write_json(partial / name / f"{name}.json", value() if callable(value) else value)
-    partial.rename(folder)
+        (folder / name).mkdir()
+        write_json(folder / name / f"{name}.json", value() if callable(value) else value)
 
 
 def newest(workdir: epath.Path) -> Iterator[epath.Path]:
