@@ -50,6 +50,11 @@ COMMANDS = {
         function="instar.stages.pretrain:pretrain",
         config="instar.stages.pretrain:PretrainConfig",
     ),
+    "sft": Command(
+        "fine-tunes a model on prepared dialogues",
+        function="instar.stages.sft:sft",
+        config="instar.stages.sft:SftConfig",
+    ),
     "report": Command(
         "writes the report of a run (DIR/report.html) again",
         function="instar.evaluation.report:report",

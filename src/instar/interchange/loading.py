@@ -1,6 +1,10 @@
 """`instar.load`: a model by path, whoever made it."""
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +16,7 @@ from instar.interchange.card import ModelCard
 from instar.interchange.model import Model
 from instar.interchange.parameters import flatten, load_params, match
 from instar.interchange.sources import open_foreign
-from instar.models.language_model import LanguageModel
+from instar.models.language_model import LanguageModel, Params
 from instar.models.transformer import Execution
 from instar.sharding import rules
 from instar.sharding.mesh import MeshConfig, make_mesh
@@ -33,15 +37,42 @@ def load(path: epath.PathLike, *, dtype: str = "float32", mesh: Mesh | None = No
       UserError: nothing that can be read is there; one sentence says what is wrong with it.
     """
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
+    opened = open_model(path)
+    model = _language_model(opened.card, jnp.dtype(dtype), mesh)
+    return Model(opened.card, model, opened.read(model, jnp.dtype(dtype), mesh), mesh)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model by path, whose parameters are still where they are.
+
+    Attributes:
+      lineage: where it comes from: `stage`, its parent's `lineage` and so on to the first; for a
+        model of others the stage is "import".
+      read: its parameters in a dtype, on a mesh.
+    """
+
+    card: ModelCard
+    lineage: dict[str, Any]
+    read: Callable[[LanguageModel, jnp.dtype, Mesh], Params]
+
+
+def open_model(path: epath.PathLike) -> Opened:
+    """Opens what `load` loads. Raises UserError as it does."""
     checkpoint = find_checkpoint(path)
     if checkpoint is not None:
-        return _load_checkpoint(checkpoint, jnp.dtype(dtype), mesh)
+        lineage = read_item(checkpoint, "lineage") | {"path": str(checkpoint)}
+        read = functools.partial(read_params, checkpoint)
+        return Opened(read_card(checkpoint), lineage, read)
     foreign = open_foreign(Path(path))
-    model = _language_model(foreign.card, jnp.dtype(dtype), mesh)
-    shardings = flatten(rules.param_shardings(mesh, model.axes))
-    parameters = match(foreign.layout, model, foreign.stored, foreign.source)
-    params = load_params(parameters, jnp.dtype(dtype), shardings.__getitem__)
-    return Model(foreign.card, model, params, mesh)
+
+    def read_foreign(model: LanguageModel, dtype: jnp.dtype, mesh: Mesh) -> Params:
+        shardings = flatten(rules.param_shardings(mesh, model.axes))
+        parameters = match(foreign.layout, model, foreign.stored, foreign.source)
+        return load_params(parameters, dtype, shardings.__getitem__)
+
+    lineage = {"stage": "import", "parent": None, "path": str(foreign.source), "tokens": 0}
+    return Opened(foreign.card, lineage, read_foreign)
 
 
 def find_checkpoint(path: epath.PathLike) -> epath.Path | None:
@@ -64,13 +95,6 @@ def find_checkpoint(path: epath.PathLike) -> epath.Path | None:
 def read_card(checkpoint: epath.Path) -> ModelCard:
     """What model a checkpoint is of."""
     return ModelCard.from_json(read_item(checkpoint, "model"), checkpoint)
-
-
-def _load_checkpoint(checkpoint: epath.Path, dtype: jnp.dtype, mesh: Mesh) -> Model:
-    card = read_card(checkpoint)
-    model = _language_model(card, dtype, mesh)
-    params = read_params(checkpoint, model, dtype, mesh)
-    return Model(card, model, params, mesh)
 
 
 def read_params(checkpoint: epath.Path, model: LanguageModel, dtype: jnp.dtype, mesh: Mesh) -> dict:

@@ -44,11 +44,15 @@ def make_initializer(
 
     def initialize(key: jax.Array) -> TrainState:
         params_key, run_key = jax.random.split(key)
-        params = model.init(params_key, initialization)
-        key = jax.random.key_data(run_key)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
+        return _begin(model.init(params_key, initialization), optimizer, run_key)
 
     return initialize
+
+
+def _begin(params: Params, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """The state of step 0."""
+    opt_state, key = optimizer.init(params), jax.random.key_data(key)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, key)
 
 
 def state_template(
@@ -70,3 +74,15 @@ def initialize_state(
     """A fresh state, each part made on the devices that hold it."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
     return jax.jit(initialize, out_shardings=shardings)(jax.random.key(seed))
+
+
+def state_of(
+    params: Params, optimizer: optax.GradientTransformation, template: TrainState, seed: int
+) -> TrainState:
+    """The state of step 0 of a run that goes on from `params`, whose memory it takes over."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
+
+    def begin(params: Params, key: jax.Array) -> TrainState:
+        return _begin(params, optimizer, jax.random.split(key)[1])
+
+    return jax.jit(begin, out_shardings=shardings, donate_argnums=0)(params, jax.random.key(seed))

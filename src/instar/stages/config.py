@@ -1,0 +1,136 @@
+"""What the stages that predict tokens are told."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from instar.data.loader import LoaderConfig
+from instar.errors import UserError
+from instar.generation.sampling import SamplingConfig
+from instar.models.transformer import Remat
+from instar.sharding.mesh import MeshConfig
+from instar.training.checkpoint import CheckpointConfig
+from instar.training.failure import FailureConfig
+from instar.training.metrics import LoggingConfig
+from instar.training.optimizer import OptimizerConfig, ScheduleConfig, make_schedule
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A prepared data set, the length of its rows, and the weight of each of its sources.
+
+    Without `weights` each source counts by its tokens.
+    """
+
+    path: str
+    sequence_length: int
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RampConfig:
+    """A batch that grows linearly from `start` rows, by `increment`, over the first `rows` rows."""
+
+    start: int
+    increment: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Rows of a step, and how many of them are on the mesh at once (None: all)."""
+
+    size: int
+    microbatch: int | None = None
+    ramp: RampConfig | None = None
+
+    def check(self) -> None:
+        micro = self.microbatch or self.size
+        if self.size < 1 or micro < 1 or self.size % micro:
+            raise UserError(
+                f"batch.size ({self.size}) must be a positive multiple of "
+                f"batch.microbatch ({micro})"
+            )
+        ramp = self.ramp
+        if ramp is None:
+            return
+        for name in ("start", "increment"):
+            value = getattr(ramp, name)
+            if value < 1 or value % micro:
+                raise UserError(
+                    f"batch.ramp.{name} ({value}) must be a positive multiple of "
+                    f"batch.microbatch ({micro})"
+                )
+        if ramp.start > self.size or ramp.rows < 1:
+            raise UserError(
+                f"batch.ramp must start at no more than batch.size ({self.size}) rows and last "
+                "for at least one row"
+            )
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How the step is computed; see `instar.models.transformer.Execution`.
+
+    `loss_chunk` is how many positions of each row the head reads at a time (0: all).
+    """
+
+    remat: Remat = "none"
+    unroll: int = 1
+    loss_chunk: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out loss and sample continuations, every `every` steps and at the end.
+
+    `rows` bounds the held-out rows that are read (None: all of them).
+    """
+
+    every: int = 1000
+    rows: int | None = None
+    batch: int | None = None
+    prompts: tuple[str, ...] = ()
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def check(self) -> None:
+        if self.every < 1:
+            raise UserError(f"evaluation.every must be at least 1, not {self.every}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """What every stage that predicts tokens is told."""
+
+    data: DataConfig
+    batch: BatchConfig
+    steps: int
+    seed: int = 0
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    dropout: float = 0.0
+    z_loss: float = 0.0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    failure: FailureConfig = field(default_factory=FailureConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+    def check(self) -> None:
+        length = self.data.sequence_length
+        if self.steps < 1:
+            raise UserError(f"steps must be at least 1, not {self.steps}")
+        if length < 1:
+            raise UserError(f"data.sequence_length must be at least 1, not {length}")
+        chunk = self.execution.loss_chunk
+        if chunk and length % chunk:
+            raise UserError(
+                f"execution.loss_chunk ({chunk}) must divide data.sequence_length ({length})"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
+        if self.z_loss < 0:
+            raise UserError(f"z_loss must not be negative ({self.z_loss})")
+        make_schedule(self.schedule, self.steps)

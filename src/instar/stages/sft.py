@@ -1,0 +1,83 @@
+"""Stage 2: supervised fine-tuning on dialogues, of which the assistant's words are the targets."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from etils import epath
+
+from instar.data.dataset import TokenDataset
+from instar.errors import UserError
+from instar.interchange.card import ModelCard
+from instar.interchange.loading import Opened, open_model
+from instar.sharding.mesh import make_mesh
+from instar.sharding.processes import join_processes
+from instar.stages.config import LanguageConfig
+from instar.stages.language import Start, make_model, run_stage
+from instar.training.state import TrainState
+
+# What may be fine-tuned: language models, fine-tuned ones among them.
+PARENTS = ("pretrain", "import", "sft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(LanguageConfig):
+    """Everything that `instar sft` is told.
+
+    `parent` is what is fine-tuned: a run's folder, a checkpoint, a Hugging Face folder or a GGUF
+    file. `data` is prepared with `sources.N.dialogue`; a source of plain text beside the dialogues,
+    weighted by `data.weights`, is a pretraining mix (InstructGPT, Ouyang et al. 2022, appendix C).
+    """
+
+    parent: str
+
+
+def sft(config: SftConfig, workdir: str) -> TrainState:
+    """Fine-tunes a model on prepared dialogues and writes a report; resumes where it was stopped.
+
+    Raises:
+      UserError: the parent or the data do not fit each other, or the mesh, the workdir or the sizes
+        do not; nothing is overwritten.
+      RunError: the run cannot go on.
+    """
+    join_processes()
+    dataset, parent = TokenDataset.open(config.data.path), open_model(config.parent)
+    check_parent(config, parent, dataset)
+    mesh = make_mesh(config.mesh)
+    model = make_model(config, parent.card.spec, dataset, mesh)
+    tokenizer = dataset.tokenizer
+    card = ModelCard(
+        parent.card.spec,
+        tokenizer,
+        dataset.chat_template,
+        tuple({*parent.card.stop_ids, tokenizer.eos_id}),
+        parent.card.begins_with_bos,
+    )
+    start = Start(
+        "sft",
+        card,
+        params=lambda: parent.read(model, jnp.dtype(jnp.float32), mesh),
+        parent=parent.lineage,
+        as_prompt=lambda text: [{"role": "user", "content": text}],
+    )
+    return run_stage(config, epath.Path(workdir), dataset, model, mesh, start)
+
+
+def check_parent(config: SftConfig, parent: Opened, dataset: TokenDataset) -> None:
+    """Raises UserError where the parent is of a wrong stage or reads other tokens."""
+    if parent.lineage["stage"] not in PARENTS:
+        raise UserError(
+            f"parent {config.parent} comes from stage {parent.lineage['stage']}, and sft goes on "
+            f"from {', '.join(PARENTS)}"
+        )
+    if dataset.chat_template is None:
+        raise UserError(
+            f"the data set {dataset.path} holds no dialogues: prepare it with sources.N.dialogue "
+            "and chat_template"
+        )
+    known = parent.card.tokenizer
+    if known is not None and known.digest != dataset.tokenizer.digest:
+        raise UserError(
+            f"the data set {dataset.path} was prepared with the tokenizer "
+            f"{dataset.tokenizer.digest[:12]}, and {config.parent} has {known.digest[:12]}: "
+            "prepare it with tokenizer.path set to the parent's"
+        )
