@@ -19,6 +19,7 @@ from instar.workdir import read_json
 
 Split = Literal["train", "held_out"]
 FORMAT = 1
+CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -31,7 +32,8 @@ class Documents:
     """What is known of each document of a source, arrays [D].
 
     `first_record` is the number of its first record in the shards, `tokens` its length with BOS
-    and EOS, `bytes` that of its text in UTF-8, `held_out` whether it is kept from training.
+    and EOS, `bytes` that of its text in UTF-8 (of a dialogue: of what the assistant says),
+    `held_out` whether it is kept from training.
     """
 
     first_record: np.ndarray
@@ -42,6 +44,52 @@ class Documents:
     def of(self, split: Split) -> np.ndarray:
         """The numbers of a split's documents, ascending."""
         return np.flatnonzero(self.held_out == (split == "held_out"))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which tokens of a source's dialogues are to be learnt: those that the assistant says.
+
+    Document d has the spans `offsets[d]` to `offsets[d + 1]`, each of which is the document's
+    tokens from `start` to before `end`. All arrays are int64 [D + 1] or [spans].
+    """
+
+    offsets: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+    @classmethod
+    def of(cls, masks: Sequence[np.ndarray]) -> "Targets":
+        """The spans of documents' masks, bool [tokens] each."""
+        edges = [np.flatnonzero(np.diff(mask, prepend=False, append=False)) for mask in masks]
+        flat = np.concatenate([np.zeros(0, np.int64), *edges])
+        offsets = np.cumsum([0, *(len(edge) // 2 for edge in edges)])
+        return cls(offsets, flat[::2].copy(), flat[1::2].copy())
+
+    @classmethod
+    def joined(cls, parts: Sequence["Targets"]) -> "Targets":
+        """Those of one part's documents after the other's."""
+        counts = [np.diff(part.offsets) for part in parts]
+        return cls(
+            np.cumsum(np.concatenate([[0], *counts])),
+            np.concatenate([part.start for part in parts]),
+            np.concatenate([part.end for part in parts]),
+        )
+
+    def within(
+        self, document: np.ndarray, start: np.ndarray, length: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The targets in pieces of documents, int64 [N] each: (piece, begin, end in the piece).
+
+        A span of targets that a piece has no part of comes out empty.
+        """
+        first, counts = self.offsets[document], np.diff(self.offsets)[document]
+        piece = np.repeat(np.arange(len(document)), counts)
+        span = np.arange(len(piece)) - np.repeat(np.cumsum(counts) - counts - first, counts)
+        begin, end = (
+            np.clip(edge[span] - start[piece], 0, length[piece]) for edge in (self.start, self.end)
+        )
+        return piece, begin, end
 
 
 class TokenSource:
@@ -55,6 +103,12 @@ class TokenSource:
     @functools.cached_property
     def documents(self) -> Documents:
         return Documents(**load_arrays(self._folder / "documents.npz"))
+
+    @functools.cached_property
+    def targets(self) -> Targets | None:
+        """The targets of a source of dialogues; None where every token is one."""
+        path = self._folder / "targets.npz"
+        return Targets(**load_arrays(path)) if path.exists() else None
 
     @functools.cached_property
     def _records(self) -> grain.sources.ArrayRecordDataSource:
@@ -98,8 +152,28 @@ class TokenSource:
         pieces = zip(inverse.tolist(), begin, end, strict=True)
         return np.concatenate([arrays[i][a:b] for i, a, b in pieces]).astype(np.int32)
 
+    def read_targets(
+        self, document: np.ndarray, start: np.ndarray, length: np.ndarray
+    ) -> np.ndarray:
+        """Which of the tokens that `read_spans` gives are targets: bool [sum of `length`]."""
+        ends = np.cumsum(length)
+        if self.targets is None:
+            return np.ones(ends[-1], bool)
+        piece, begin, end = self.targets.within(document, start, length)
+        offset, size = (ends - length)[piece], ends[-1] + 1
+        steps = np.bincount(begin + offset, minlength=size)
+        steps -= np.bincount(end + offset, minlength=size)
+        return np.cumsum(steps)[:-1] > 0
+
+    def predicted(self, index: PackIndex) -> int:
+        """How many targets are predicted in all rows together: no span's first token is."""
+        if self.targets is None:
+            return index.targets
+        _, begin, end = self.targets.within(index.document, index.start, index.length)
+        return int(np.maximum(end - np.maximum(begin, 1), 0).sum())
+
     def document_tokens(self, documents: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """The tokens of whole documents, BOS and EOS included: int32 arrays."""
+        """The tokens of whole documents, all that is around a text included: int32 arrays."""
         documents = np.asarray(documents, np.int64)
         lengths = self.documents.tokens[documents]
         tokens = self.read_spans(documents, np.zeros_like(lengths), lengths)
@@ -148,6 +222,12 @@ class TokenDataset:
             for name, facts in manifest["sources"].items()
         }
         return cls(folder, manifest, tokenizer, sources)
+
+    @functools.cached_property
+    def chat_template(self) -> str | None:
+        """The source of the template that wrote the dialogues, BOS included; None without any."""
+        path = self.path / CHAT_TEMPLATE
+        return path.read_text(encoding="utf-8") if path.exists() else None
 
     @property
     def digest(self) -> str:

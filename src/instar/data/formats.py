@@ -2,7 +2,8 @@
 
 A reader takes a file, the field that holds the text and the position of the first wanted record. It
 yields a value for each record, which `checked_text` judges, or `Broken` in the place of a record
-that cannot be read. It raises `DamagedFile` where all the rest of the file is lost.
+that cannot be read. It raises `DamagedFile` where all the rest of the file is lost. The readers of
+JSON also take None for the field, and yield whole objects.
 """
 
 import csv
@@ -20,6 +21,7 @@ from instar.data.streams import DamagedFile, read_chunks, split_lines
 from instar.errors import UserError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_JSON_SPACE = re.compile(r"[ \t\n\r]*")
 _PARQUET_BATCH = 1024
 
 
@@ -61,28 +63,64 @@ def _lines(file: epath.Path) -> Iterator[bytes]:
 
 
 # ---------------------------------------------------------------------------------------------
-# JSON lines
+# JSON: an object a line, or one list of objects
 # ---------------------------------------------------------------------------------------------
 
 
-def _read_jsonl(file: epath.Path, field: str, start: int) -> Iterator[Any]:
+def _read_jsonl(file: epath.Path, field: str | None, start: int) -> Iterator[Any]:
     position = 0
     for number, line in enumerate(_lines(file), 1):
         if not line.strip():
             continue
         if position >= start:
-            yield _json_field(line, number, field)
+            yield _json_line(line, number, field)
         position += 1
 
 
-def _json_field(line: bytes, number: int, field: str) -> Any:
+def _json_line(line: bytes, number: int, field: str | None) -> Any:
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Broken(f"line {number} is not UTF-8 ({error.reason} at byte {error.start})")
     except (ValueError, RecursionError) as error:
         return Broken(f"line {number} is not JSON ({error})")
-    return row.get(field) if isinstance(row, dict) else Broken(f"line {number} is no JSON object")
+    return _json_field(row, f"line {number}", field)
+
+
+def _json_field(row: Any, place: str, field: str | None) -> Any:
+    if not isinstance(row, dict):
+        return Broken(f"{place} is no JSON object")
+    return row if field is None else row.get(field)
+
+
+def _read_json(file: epath.Path, field: str | None, start: int) -> Iterator[Any]:
+    for position, row in enumerate(_json_list(b"".join(read_chunks(file)))):
+        if position >= start:
+            yield _json_field(row, f"item {position}", field)
+
+
+def _json_list(content: bytes) -> Iterator[Any]:
+    """Yields the items one by one, so that those before a damage are not lost."""
+    try:
+        text = content.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DamagedFile(f"it is not UTF-8 ({error.reason} at byte {error.start})") from None
+    decode = json.JSONDecoder().raw_decode
+    place = _JSON_SPACE.match(text).end()
+    if text[place : place + 1] != "[":
+        raise DamagedFile("the file is not a JSON list")
+    place = _JSON_SPACE.match(text, place + 1).end()
+    while text[place : place + 1] != "]":
+        try:
+            item, place = decode(text, place)
+        except (ValueError, RecursionError) as error:
+            raise DamagedFile(f"the list is not JSON ({error})") from None
+        place = _JSON_SPACE.match(text, place).end()
+        if text[place : place + 1] not in (",", "]"):
+            raise DamagedFile(f"the list lacks a comma or its end at character {place}")
+        yield item
+        if text[place] == ",":
+            place = _JSON_SPACE.match(text, place + 1).end()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -192,6 +230,7 @@ def _row_group(
 READERS: dict[str, Callable[[epath.Path, str, int], Iterator[Any]]] = {
     "text": _read_text,
     "jsonl": _read_jsonl,
+    "json": _read_json,
     "csv": _read_csv,
     "demonstration": _read_demonstration,
     "parquet": _read_parquet,

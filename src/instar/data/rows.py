@@ -23,7 +23,8 @@ def assemble(
     Returns:
       int32 `tokens` (inputs), `targets` (the next tokens), `positions` (from 0 in each span),
       `segment_ids` (1, 2, ... for the spans of a row, 0 for padding), and float32 `weights` (1
-      where the target is a token of the same span as the input, else 0).
+      where the target is a token of the same span as the input and, in a dialogue, one that the
+      assistant says; else 0).
     """
     width = sequence + 1
     first, counts = index.row_offsets[rows], np.diff(index.row_offsets)[rows]
@@ -48,11 +49,14 @@ def assemble(
 
     ids = spread(tokens, pad)
     segments = spread(np.repeat(number + 1, length), 0)
-    same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    learnt = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    if source.targets is not None:
+        said = source.read_targets(index.document[span], index.start[span], length)
+        learnt &= spread(said, 0)[:, 1:] > 0
     return {
         "tokens": ids[:, :-1],
         "targets": ids[:, 1:],
-        "weights": same.astype(np.float32),
+        "weights": learnt.astype(np.float32),
         "positions": spread(position, 0)[:, :-1],
         "segment_ids": segments[:, :-1],
     }
@@ -67,7 +71,7 @@ class TrainingRows:
 
     Args:
       weights: how often rows of each source are drawn, relative to one another; those not named
-        are left out. Empty: each source by the tokens it predicts.
+        are left out. Empty: each source by the targets it predicts.
 
     Raises:
       UserError: a weight is negative or names no source, or there is nothing to train on.
@@ -101,7 +105,8 @@ class TrainingRows:
                 f"{dataset.path} has nothing to train on in {', '.join(empty) or 'any source'}: "
                 "look at data.weights, or leave the empty sources out"
             )
-        shares = [weights[n] for n in names] if weights else [i.targets for i in self._indexes]
+        pairs = zip(self._sources, self._indexes, strict=True)
+        shares = [weights[n] for n in names] if weights else [s.predicted(i) for s, i in pairs]
         self._slots = slots_of(np.asarray(shares, np.float64))
         self._first_slot = np.cumsum(self._slots) - self._slots
 
@@ -195,7 +200,7 @@ class HeldOutRows:
         text_bytes = sum(
             int(s.documents.bytes[s.documents.of("held_out")].sum()) for s, _ in self._parts
         )
-        self.tokens_per_byte = sum(index.targets for _, index in self._parts) / text_bytes
+        self.tokens_per_byte = sum(s.predicted(index) for s, index in self._parts) / text_bytes
 
     def __iter__(self) -> Iterator[Batch]:
         bounds = np.cumsum([0, *(index.rows for _, index in self._parts)])

@@ -1,0 +1,117 @@
+"""From records to documents: their tokens, and in dialogues those that are to be learnt."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from etils import epath
+
+from instar.data.chat_template import NAMES, ChatTemplate
+from instar.data.dialogues import encode_dialogue
+from instar.data.formats import Broken
+from instar.data.sources import Record
+from instar.data.tokenizer import Tokenizer
+from instar.errors import UserError
+
+
+@dataclass(frozen=True)
+class Document:
+    """What is stored of a record.
+
+    Attributes:
+      ids: int [T], all that is around the text included.
+      bytes: the length in UTF-8 of what is learnt: the text, or what the assistant says.
+      targets: bool [T], the tokens to learn; None for a text, where that is all of them.
+      cut: whether later turns were left out.
+    """
+
+    ids: np.ndarray
+    bytes: int
+    targets: np.ndarray | None = None
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class TooLong:
+    """In the place of a dialogue whose first turn does not fit into a row."""
+
+
+Encoder = Callable[[Sequence[Record]], list[Document | TooLong | Broken]]
+
+
+class TextEncoder:
+    """Encodes texts, between a BOS and an EOS."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+
+    def __call__(self, records: Sequence[Record]) -> list[Document]:
+        """The documents of whole records, in their order."""
+        bos, eos = self._tokenizer.bos_id, self._tokenizer.eos_id
+        encoded = self._tokenizer.encode_batch([record.text for record in records])
+        return [
+            Document(np.concatenate([[bos], ids, [eos]]), len(record.text.encode()))
+            for record, ids in zip(records, encoded, strict=True)
+        ]
+
+
+class DialogueEncoder:
+    """Encodes dialogues by a chat template, as many turns of each as fit into `limit` tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, limit: int):
+        self._tokenizer, self._template, self._limit = tokenizer, template, limit
+
+    def __call__(self, records: Sequence[Record]) -> list[Document | TooLong | Broken]:
+        """A document of each whole record, in their order, or why there is none."""
+        return [self._encode(record) for record in records]
+
+    def _encode(self, record: Record) -> Document | TooLong | Broken:
+        try:
+            whole = encode_dialogue(self._tokenizer, self._template, record.messages)
+        except UserError as error:
+            return Broken(str(error))
+        dialogue = whole.cut(self._limit)
+        if dialogue is None:
+            return TooLong()
+        said = [m["content"] for m in record.messages if m["role"] == "assistant"]
+        turns = len(dialogue.ends)
+        size = sum(len(content.encode()) for content in said[:turns])
+        return Document(dialogue.ids, size, dialogue.targets, turns < len(said))
+
+
+def open_template(name: str, saved: epath.Path) -> ChatTemplate:
+    """The template that a data set is written with.
+
+    A named one is made to write the BOS too, so that its source alone gives the ids that were
+    trained on. One from a file is taken as it is.
+
+    Args:
+      name: one of `NAMES`, or the path of a file.
+      saved: where the data set keeps it, and has it from then on, whatever becomes of that file.
+
+    Raises:
+      UserError: the file cannot be read, or is not a template.
+    """
+    if name in NAMES:
+        template = ChatTemplate.named(name)
+        return dataclasses.replace(template, source="{{ bos_token }}" + template.source)
+    return ChatTemplate(name, _read(saved if saved.exists() else epath.Path(name)))
+
+
+def _read(file: epath.Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"chat_template {file} cannot be read ({error}); name another") from None
+
+
+def check_template(tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    """Sees that the two go together.
+
+    Raises:
+      UserError: the template needs a token that the tokenizer lacks, refuses a question and its
+        answer, or ends the answer with no special token.
+    """
+    probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    encode_dialogue(tokenizer, template, probe)

@@ -1,0 +1,253 @@
+"""Writes the documents of one source: shards of tokens, and what the shards hold."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+
+from instar.data.arrays import load_arrays, save_arrays
+from instar.data.dataset import Documents, Targets, token_dtype
+from instar.data.encoders import Document, Encoder, TooLong
+from instar.data.formats import Broken
+from instar.data.packing import pack
+from instar.data.prepare_config import PrepareConfig, is_held_out
+from instar.data.sources import Record, SourceConfig, file_digest, read_records
+from instar.errors import UserError
+from instar.workdir import read_json, write_json
+
+# How many documents are given to the tokenizer at a time.
+TOKENIZER_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class _Cursor:
+    """What is done: the next record to read, and how many there are by now of each thing.
+
+    `documents` are stored, `cut` of them without their last turns; `skipped` records are broken,
+    and `too_long` ones are dialogues of which nothing fits.
+    """
+
+    file: int = 0
+    record: int = 0
+    shards: int = 0
+    token_records: int = 0
+    documents: int = 0
+    skipped: int = 0
+    cut: int = 0
+    too_long: int = 0
+
+
+class SourceWriter:
+    """Writes one source, shard by shard.
+
+    A shard is three files, tokens, documents and skipped records, and of dialogues a fourth, the
+    targets, each renamed when whole; the cursor in progress.json moves on only after that, so that
+    whatever an interruption leaves behind is written again.
+    """
+
+    def __init__(
+        self,
+        config: PrepareConfig,
+        source: SourceConfig,
+        files: list[epath.Path],
+        folder: epath.Path,
+        encode: Encoder,
+        vocab_size: int,
+    ):
+        self._config, self._source, self._files = config, source, files
+        self._folder, self._encode = folder, encode
+        self._dtype = token_dtype(vocab_size)
+
+    def write(self, tell: Callable[[str], None]) -> dict:
+        """Writes what is missing, and returns the source's entry in the manifest.
+
+        Args:
+          tell: takes a line about how far it is, now and then.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        progress = self._folder / "progress.json"
+        digests = {str(file): file_digest(file) for file in self._files}
+        cursor = _Cursor()
+        if progress.exists():
+            saved = read_json(progress)
+            if saved["digests"] != digests:
+                raise UserError(
+                    f"the files of source {self._source.name} have changed since its preparation "
+                    f"began: prepare it in a new folder, or remove {self._folder}"
+                )
+            cursor = _Cursor(**saved["cursor"])
+        encoded = self._encoded(cursor, tell)
+        while cursor.file < len(self._files):
+            cursor = self._write_shard(cursor, encoded)
+            self._refuse_rubbish(cursor)
+            write_json(progress, {"digests": digests, "cursor": cursor.__dict__})
+        return self._finish(cursor, digests)
+
+    def _records(self, cursor: _Cursor) -> Iterator[tuple[int, Record]]:
+        for number, file in enumerate(self._files):
+            if number >= cursor.file:
+                start = cursor.record if number == cursor.file else 0
+                yield from ((number, record) for record in read_records(self._source, file, start))
+
+    def _encoded(
+        self, cursor: _Cursor, tell: Callable[[str], None]
+    ) -> Iterator[tuple[int, Record, Document | TooLong | Broken]]:
+        """The records from the cursor on, with what they are as documents."""
+        documents, new_tokens, start = cursor.documents, 0, time.monotonic()
+        for batch in _batched(self._records(cursor), TOKENIZER_BATCH):
+            encoded = self._encode([record for _, record in batch if record.text is not None])
+            whole = [document for document in encoded if isinstance(document, Document)]
+            documents += len(whole)
+            new_tokens += sum(len(document.ids) for document in whole)
+            speed = new_tokens / max(time.monotonic() - start, 1e-3)
+            tell(f"{self._source.name}: {documents:,} documents, {speed:,.0f} tokens/s")
+            outcomes = iter(encoded)
+            for number, record in batch:
+                broken = record.text is None
+                yield number, record, Broken(record.reason) if broken else next(outcomes)
+
+    def _write_shard(
+        self, cursor: _Cursor, encoded: Iterator[tuple[int, Record, Document | TooLong | Broken]]
+    ) -> _Cursor:
+        """Takes records until the shard is full or the source ends; returns the cursor after."""
+        name = f"{cursor.shards:05d}"
+        first, held_out, skipped = [], [], []
+        written: list[Document] = []
+        token_records, total, too_long = cursor.token_records, 0, 0
+        at = (len(self._files), 0)
+        with _array_record(self._folder / f"tokens-{name}.array_record") as write:
+            for number, record, document in encoded:
+                match document:
+                    case Broken(reason):
+                        line = {"file": record.file, "position": record.position, "reason": reason}
+                        skipped.append(json.dumps(line) + "\n")
+                    case TooLong():
+                        too_long += 1
+                    case Document():
+                        first.append(token_records)
+                        held_out.append(is_held_out(record.text, self._config))
+                        tokens = document.ids.astype(self._dtype)
+                        for start in range(0, len(tokens), self._config.record_tokens):
+                            write(tokens[start : start + self._config.record_tokens].tobytes())
+                            token_records += 1
+                        written.append(dataclasses.replace(document, ids=tokens))
+                        total += len(tokens)
+                if total >= self._config.shard_tokens:
+                    at = (number, record.position + 1)
+                    break
+        documents = Documents(
+            np.asarray(first, np.int64),
+            np.asarray([len(document.ids) for document in written], np.int64),
+            np.asarray([document.bytes for document in written], np.int64),
+            np.asarray(held_out, bool),
+        )
+        save_arrays(self._folder / f"documents-{name}.npz", documents.__dict__)
+        if self._source.dialogue:
+            targets = Targets.of([document.targets for document in written])
+            save_arrays(self._folder / f"targets-{name}.npz", targets.__dict__)
+        write_text(self._folder / f"skipped-{name}.jsonl", "".join(skipped))
+        return _Cursor(
+            *at,
+            shards=cursor.shards + 1,
+            token_records=token_records,
+            documents=cursor.documents + len(written),
+            skipped=cursor.skipped + len(skipped),
+            cut=cursor.cut + sum(document.cut for document in written),
+            too_long=cursor.too_long + too_long,
+        )
+
+    def _refuse_rubbish(self, cursor: _Cursor) -> None:
+        whole = cursor.documents + cursor.too_long
+        if cursor.skipped > whole:
+            first = (self._folder / "skipped-00000.jsonl").read_text().splitlines()[:1]
+            raise UserError(
+                f"source {self._source.name}: {cursor.skipped} of "
+                f"{cursor.skipped + whole} records are broken; the first: {first}; see "
+                f"{self._folder}/skipped-*.jsonl, and look at the source's kind and "
+                f"{'dialogue' if self._source.dialogue else 'field'}"
+            )
+        if cursor.file == len(self._files) and not cursor.documents:
+            if cursor.too_long:
+                raise UserError(
+                    f"source {self._source.name}: none of its {cursor.too_long} dialogues fits "
+                    f"into {max(self._config.sequence_lengths)} tokens: add a larger length to "
+                    "sequence_lengths"
+                )
+            raise UserError(
+                f"source {self._source.name} has no document in {self._source.path}: "
+                "look at its path and kind"
+            )
+
+    def _finish(self, cursor: _Cursor, digests: dict[str, str]) -> dict:
+        """Joins the shards' documents, packs both splits, and describes the source."""
+        names = [f"{number:05d}" for number in range(cursor.shards)]
+        parts = [load_arrays(self._folder / f"documents-{name}.npz") for name in names]
+        documents = Documents(**{k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
+        save_arrays(self._folder / "documents.npz", documents.__dict__)
+        if self._source.dialogue:
+            parts = [load_arrays(self._folder / f"targets-{name}.npz") for name in names]
+            targets = Targets.joined([Targets(**part) for part in parts])
+            save_arrays(self._folder / "targets.npz", targets.__dict__)
+        lines = [(self._folder / f"skipped-{name}.jsonl").read_text() for name in names]
+        write_text(self._folder / "skipped.jsonl", "".join(lines))
+        packing = "best_fit" if self._source.dialogue else self._config.packing
+        splits = {}
+        for split in ("train", "held_out"):
+            chosen = documents.of(split)
+            for length in self._config.sequence_lengths:
+                index = pack(chosen, documents.tokens[chosen], length, packing)
+                save_arrays(self._folder / f"pack-{split}-{length}.npz", index.__dict__)
+            splits[split] = {
+                "documents": len(chosen),
+                "tokens": int(documents.tokens[chosen].sum()),
+                "bytes": int(documents.bytes[chosen].sum()),
+            }
+        return {
+            "documents": cursor.documents,
+            "tokens": int(documents.tokens.sum()),
+            "skipped": cursor.skipped,
+            **({"cut": cursor.cut, "too_long": cursor.too_long} if self._source.dialogue else {}),
+            "splits": splits,
+            "files": [
+                {"name": epath.Path(name).name, "sha256": digest}
+                for name, digest in digests.items()
+            ],
+            "shards": {
+                f"tokens-{n}.array_record": file_digest(self._folder / f"tokens-{n}.array_record")
+                for n in names
+            },
+        }
+
+
+def _batched(items: Iterable, size: int) -> Iterator[list]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@contextlib.contextmanager
+def _array_record(path: epath.Path) -> Iterator[Callable[[bytes], None]]:
+    """A function that appends records to a file that gets its name when it is whole."""
+    partial = path.parent / f"{path.name}.partial"
+    writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+    yield writer.write
+    writer.close()
+    partial.replace(path)
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Writes a file by way of a rename, so that it is never seen half-written."""
+    partial = path.parent / f"{path.name}.partial"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
