@@ -64,7 +64,6 @@ def ppo_policy_loss(
         bounded = jnp.minimum(losses, -advantages * dual_clip)
         losses = jnp.where(advantages < 0, bounded, losses)
     if weights is not None:
-        (weights,) = masked.keep(mask, weights)
         losses = losses * weights
     stats = {
         "clip_fraction": masked.fraction(clipped > unclipped, mask),
