@@ -2,6 +2,7 @@ import csv
 import gzip
 import hashlib
 import json
+import re
 import sys
 
 import pyarrow
@@ -86,6 +87,18 @@ def test_json_lines(tmp_path, suffix, ending):
 
 
 @pytest.mark.parametrize("suffix", PACK)
+def test_a_json_list(tmp_path, suffix):
+    rows = [{"text": text, "n": 1} for text in TEXTS]
+    for name, content in {
+        "a": json.dumps(rows),
+        "b": json.dumps(rows, indent=2),
+        "c": "[]",
+    }.items():
+        (tmp_path / f"{name}.json{suffix}").write_bytes(PACK[suffix](f"\n{content}\n".encode()))
+    assert texts_of(read(source("json", tmp_path))) == TEXTS * 2
+
+
+@pytest.mark.parametrize("suffix", PACK)
 def test_csv(tmp_path, suffix):
     write_csv(tmp_path / "plain", [["label", "text"], *([1, text] for text in TEXTS)])
     plain = (tmp_path / "plain").read_bytes()
@@ -115,13 +128,15 @@ def test_packed_files_of_several_members(tmp_path, suffix):
     assert texts_of(read(source("jsonl", tmp_path))) == TEXTS
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
 def test_reading_starts_at_any_record(tmp_path, kind):
     texts = [f"text {index}" for index in range(2500)]
     path = tmp_path / f"x.{kind}"
     match kind:
         case "jsonl":
             path.write_bytes(b"\n" + jsonl(texts).replace(b"\n", b"\n \n"))
+        case "json":
+            path.write_text(json.dumps([{"text": text} for text in texts]))
         case "csv":
             write_csv(path, [["text"], *([text] for text in texts)])
         case "parquet":
@@ -178,6 +193,36 @@ def test_broken_json_lines(tmp_path):
     for reason, words in zip(reasons.values(), expected, strict=True):
         assert words in reason
     assert read(source("jsonl", tmp_path), start=4) == records[4:]
+
+
+@pytest.mark.parametrize(
+    ("content", "reasons"),
+    [
+        (b'[{"text": "one"}, 3, {"other": 1}]', ["item 1 is no JSON object", "text is missing"]),
+        (b'[{"text": "one"}, {"text": "tw', ["the list is not JSON .*the rest is lost"]),
+        (b'[{"text": "one"}', ["lacks a comma or its end at character 16; the rest is lost"]),
+        (b'[{"text": "one"} {"text": "two"}]', ["lacks a comma or its end at character 16"]),
+        (b'[{"text": "one"},]', ["the list is not JSON"]),
+        (b'[{"text": "one"}]\n[]', ["more behind the list, at character 18"]),
+        (b'[{"text": "one"}, ' + b"[" * 100_000, ["the list is not JSON"]),
+    ],
+)
+def test_a_damaged_json_list_gives_what_comes_before(tmp_path, content, reasons):
+    (tmp_path / "x.json").write_bytes(content)
+    first, *broken = read(source("json", tmp_path))
+    assert first.text == "one"
+    assert len(broken) == len(reasons)
+    for record, reason in zip(broken, reasons, strict=True):
+        assert re.search(reason, record.reason)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"text": "one"}', b'{"text": "one"}\n' * 2, b'["\xff"]']
+)
+def test_what_is_no_json_list(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    (record,) = read(source("json", tmp_path))
+    assert re.search("is not a JSON list|is not UTF-8", record.reason)
 
 
 def test_broken_csv_rows(tmp_path):

@@ -21,7 +21,8 @@ from instar.data.streams import DamagedFile, read_chunks, split_lines
 from instar.errors import UserError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_JSON_SPACE = re.compile(r"[ \t\n\r]*")
+_JSON_OPENING = re.compile(r"\s*\[\s*(?:(\])\s*)?")
+_JSON_SEPARATOR = re.compile(r"\s*([,\]])\s*")
 _PARQUET_BATCH = 1024
 
 
@@ -105,22 +106,21 @@ def _json_list(content: bytes) -> Iterator[Any]:
         text = content.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DamagedFile(f"it is not UTF-8 ({error.reason} at byte {error.start})") from None
-    decode = json.JSONDecoder().raw_decode
-    place = _JSON_SPACE.match(text).end()
-    if text[place : place + 1] != "[":
+    separator = _JSON_OPENING.match(text)
+    if not separator:
         raise DamagedFile("the file is not a JSON list")
-    place = _JSON_SPACE.match(text, place + 1).end()
-    while text[place : place + 1] != "]":
+    decode = json.JSONDecoder().raw_decode
+    while separator[1] != "]":
         try:
-            item, place = decode(text, place)
+            item, place = decode(text, separator.end())
         except (ValueError, RecursionError) as error:
             raise DamagedFile(f"the list is not JSON ({error})") from None
-        place = _JSON_SPACE.match(text, place).end()
-        if text[place : place + 1] not in (",", "]"):
-            raise DamagedFile(f"the list lacks a comma or its end at character {place}")
         yield item
-        if text[place] == ",":
-            place = _JSON_SPACE.match(text, place + 1).end()
+        separator = _JSON_SEPARATOR.match(text, place)
+        if not separator:
+            raise DamagedFile(f"the list lacks a comma or its end at character {place}")
+    if separator.end() < len(text):
+        raise DamagedFile(f"there is more behind the list, at character {separator.end()}")
 
 
 # ---------------------------------------------------------------------------------------------

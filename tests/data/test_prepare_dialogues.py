@@ -1,0 +1,354 @@
+"""Preparation of dialogues: what of them is learnt, from the files to the rows of a run."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tokenizer_examples import train_huggingface
+
+from instar.config import build, to_dict
+from instar.data.chat import ChatTemplate, encode_chat
+from instar.data.dataset import TokenDataset, TokenSource
+from instar.data.prepare import PrepareConfig, prepare
+from instar.data.rows import BLOCK, HeldOutRows, TrainingRows
+from instar.errors import UserError
+
+S = 256
+END = {"chatml": "<|im_end|>", "vicuna": "</s>"}
+
+
+def dialogue(number: int, turns: int = 1) -> list[dict]:
+    messages = []
+    for turn in range(turns):
+        messages.append({"role": "user", "content": f"What is {number} and {turn}? 多"})
+        messages.append({"role": "assistant", "content": f"It is {number + turn}, said Nobody 🙂."})
+    return messages
+
+
+def as_messages(messages: list[dict]) -> dict:
+    return {"messages": messages}
+
+
+def as_sharegpt(messages: list[dict]) -> dict:
+    names = {"user": "human", "assistant": "gpt"}
+    turns = [{"from": names[m["role"]], "value": m["content"]} for m in messages]
+    return {"id": "x", "conversations": turns}
+
+
+def as_alpaca(messages: list[dict]) -> dict:
+    user, assistant = messages
+    return {"instruction": user["content"], "input": "", "output": assistant["content"]}
+
+
+RECORDS = {"messages": as_messages, "sharegpt": as_sharegpt, "alpaca": as_alpaca}
+
+
+def write_lines(path: pathlib.Path, rows: list) -> dict:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"name": path.stem, "kind": "jsonl", "path": str(path)}
+
+
+def chats(path: pathlib.Path, dialogues: list, form: str = "messages", kind: str = "jsonl") -> dict:
+    """A source of dialogues."""
+    rows = [RECORDS[form](messages) for messages in dialogues]
+    source = write_lines(path, rows)
+    if kind == "json":
+        path.write_text(json.dumps(rows, indent=1))
+    return source | {"kind": kind, "dialogue": form}
+
+
+def config_of(*sources: dict, **fields) -> PrepareConfig:
+    values = {
+        "sources": list(sources),
+        "tokenizer": {"vocab_size": 320},
+        "chat_template": "chatml",
+        "sequence_lengths": [S],
+        "held_out": 0.2,
+    }
+    return build(values | fields, PrepareConfig)
+
+
+def prepared(folder: pathlib.Path, *sources: dict, **fields) -> TokenDataset:
+    prepare(config_of(*sources, **fields), folder / "data")
+    return TokenDataset.open(folder / "data")
+
+
+def text_of(dataset: TokenDataset, ids: np.ndarray) -> str:
+    """The text of `ids`, with special tokens by name."""
+    names = {token: name for name, token in dataset.tokenizer.special_tokens.items()}
+    text = b"".join(
+        names[i].encode() if i in names else dataset.tokenizer.token_bytes(i) for i in ids.tolist()
+    )
+    return text.decode()
+
+
+def all_rows(dataset: TokenDataset, source: TokenSource, length: int = S) -> dict:
+    """Enough rows of one source to see each of its rows."""
+    rows = TrainingRows(dataset, sequence_length=length, weights={source.name: 1.0}, seed=0)
+    count = source.pack_index("train", length).rows
+    return rows.rows(np.arange(20 * count))
+
+
+def learnt(dataset: TokenDataset, batch: dict) -> set[str]:
+    """The runs of targets with weight 1."""
+    texts = set()
+    for targets, weights in zip(batch["targets"], batch["weights"], strict=True):
+        places = np.flatnonzero(weights)
+        for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
+            texts.add(text_of(dataset, targets[run]))
+    return texts
+
+
+# --- What is learnt -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", END)
+@pytest.mark.parametrize(
+    ("form", "kind", "turns"),
+    [("messages", "jsonl", 2), ("sharegpt", "json", 2), ("alpaca", "json", 1)],
+)
+def test_the_assistants_turns_and_their_ends_are_the_targets(tmp_path, form, kind, turns, template):
+    dialogues = [dialogue(n, turns) for n in range(40)]
+    source = chats(tmp_path / "a.json", dialogues, form, kind)
+    dataset = prepared(tmp_path, source, chat_template=template)
+    source = dataset.sources["a"]
+    held_out = source.documents.held_out
+    assert 0 < held_out.sum() < 40
+    space = " " if template == "vicuna" else ""
+    said = {
+        f"{space}{message['content']}{END[template]}"
+        for number in np.flatnonzero(~held_out)
+        for message in dialogues[number]
+        if message["role"] == "assistant"
+    }
+    assert learnt(dataset, all_rows(dataset, source)) == said
+    sizes = [
+        sum(len(m["content"].encode()) for m in d if m["role"] == "assistant") for d in dialogues
+    ]
+    assert source.documents.bytes.tolist() == sizes
+
+
+@pytest.mark.parametrize("template", END)
+def test_the_saved_template_gives_the_ids_that_are_trained_on(tmp_path, template):
+    dialogues = [dialogue(n, turns=1) for n in range(20)]
+    dataset = prepared(tmp_path, chats(tmp_path / "a.jsonl", dialogues), chat_template=template)
+    saved = ChatTemplate("saved", dataset.chat_template)
+    for messages, ids in zip(
+        dialogues, dataset.sources["a"].document_tokens(np.arange(20)), strict=True
+    ):
+        prompt = encode_chat(dataset.tokenizer, saved, messages[:1], add_generation_prompt=True)
+        assert ids[: len(prompt)].tolist() == prompt
+        assert ids[0] == dataset.tokenizer.bos_id and (ids[1:] != ids[0]).all()
+
+
+def test_a_template_from_a_file_is_kept(tmp_path):
+    path = tmp_path / "mine.jinja"
+    source = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    path.write_text(source + "{% if add_generation_prompt %}[assistant]{% endif %}")
+    dialogues = chats(tmp_path / "a.jsonl", [dialogue(n) for n in range(20)])
+    dataset = prepared(tmp_path, dialogues, chat_template=str(path))
+    assert dataset.chat_template == path.read_text()
+    ids = dataset.sources["a"].document_tokens([3])[0]
+    user, assistant = (message["content"] for message in dialogue(3))
+    assert text_of(dataset, ids) == f"[user]{user}</s>[assistant]{assistant}</s>"
+
+
+def test_rows_hold_whole_dialogues_apart(tmp_path):
+    dialogues = [dialogue(n, turns=n % 3 + 1) for n in range(60)]
+    source = chats(tmp_path / "a.jsonl", dialogues)
+    dataset = prepared(tmp_path, source, packing="concat", record_tokens=7, shard_tokens=900)
+    source = dataset.sources["a"]
+    index = source.pack_index("train", S)
+    assert (index.start == 0).all()
+    assert index.length.tolist() == source.documents.tokens[index.document].tolist()
+    assert len(source.facts["shards"]) > 2 and index.rows < len(index.document)
+    batch = all_rows(dataset, source)
+    for tokens, segments in zip(batch["tokens"], batch["segment_ids"], strict=True):
+        begins = np.flatnonzero(np.diff(segments, prepend=0) > 0)
+        assert (tokens[begins] == dataset.tokenizer.bos_id).all()
+        assert (tokens == dataset.tokenizer.bos_id).sum() == len(begins)
+
+
+def test_shorter_rows_learn_each_target_once_as_well(tmp_path):
+    dialogues = [dialogue(n, turns=3) for n in range(30)]
+    dataset = prepared(
+        tmp_path, chats(tmp_path / "a.jsonl", dialogues), sequence_lengths=[S, 20], held_out=0.5
+    )
+    source = dataset.sources["a"]
+    sums = []
+    for length in (S, 20):
+        rows = HeldOutRows(dataset, sequence_length=length, batch=4)
+        sums.append(sum(batch["weights"].sum() for batch in rows))
+        text = source.documents.bytes[source.documents.held_out].sum()
+        assert rows.tokens_per_byte == pytest.approx(sums[-1] / text)
+    assert sums[0] == sums[1] == source.predicted(source.pack_index("held_out", 20)) > 0
+
+
+def test_dialogues_are_cut_at_a_turn_or_left_out(tmp_path):
+    long = [
+        {"role": "user", "content": "x " * S},
+        {"role": "assistant", "content": "No."},
+    ]
+    dialogues = [*(dialogue(n) for n in range(20)), dialogue(20, turns=60), long]
+    dataset = prepared(tmp_path, chats(tmp_path / "a.jsonl", dialogues), held_out=0.0)
+    source = dataset.sources["a"]
+    facts = {name: source.facts[name] for name in ("documents", "cut", "too_long", "skipped")}
+    assert facts == {"documents": 21, "cut": 1, "too_long": 1, "skipped": 0}
+    ids = source.document_tokens([20])[0]
+    assert S // 2 < len(ids) <= S + 1
+    assert text_of(dataset, ids[-1:]) == "<|im_end|>"
+    turns = (ids == dataset.tokenizer.token_id("<|im_end|>")).sum() // 2
+    said = [message["content"] for message in dialogues[20][1 : 2 * turns : 2]]
+    assert source.documents.bytes[20] == sum(len(content.encode()) for content in said)
+
+
+def test_a_source_of_which_nothing_fits(tmp_path):
+    source = chats(tmp_path / "a.jsonl", [dialogue(n) for n in range(20)])
+    with pytest.raises(UserError, match="none of its 20 dialogues fits into 8 tokens"):
+        prepare(config_of(source, sequence_lengths=[8]), tmp_path / "data")
+
+
+# --- Beside texts -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixture(tmp_path) -> TokenDataset:
+    texts = [{"text": f"{n} is a number, and so is {n + 1}. " * 5} for n in range(60)]
+    return prepared(
+        tmp_path,
+        write_lines(tmp_path / "texts.jsonl", texts),
+        chats(tmp_path / "chats.jsonl", [dialogue(n, turns=2) for n in range(60)]),
+    )
+
+
+def test_a_mixture_learns_all_of_a_text_and_the_answers_of_a_dialogue(mixture):
+    rows = TrainingRows(mixture, sequence_length=S, weights={"texts": 0.1, "chats": 0.9}, seed=3)
+    numbers = np.arange(300)
+    which, _ = rows.locate(numbers)
+    batch = rows.rows(numbers)
+    assert 0.05 < (which == 0).mean() < 0.15
+    same = batch["segment_ids"][:, 1:] == batch["segment_ids"][:, :-1]
+    within = same & (batch["segment_ids"][:, 1:] > 0)
+    weights = batch["weights"][:, :-1] > 0
+    np.testing.assert_array_equal(weights[which == 0], within[which == 0])
+    share = weights[which == 1].sum() / within[which == 1].sum()
+    assert 0.2 < share < 0.8
+    one = TrainingRows(mixture, sequence_length=S, weights={"texts": 0.1, "chats": 0.9}, seed=3)
+    for k in (0, 17, 299):
+        for name, values in one.rows(np.asarray([k])).items():
+            np.testing.assert_array_equal(values[0], batch[name][k])
+
+
+def test_without_weights_sources_are_drawn_by_their_targets(mixture):
+    rows = TrainingRows(mixture, sequence_length=S, weights={}, seed=0)
+    which, _ = rows.locate(np.arange(BLOCK))
+    texts = mixture.sources["texts"].pack_index("train", S).targets
+    trained = mixture.sources["chats"].documents.of("train")
+    said = [message["content"] for n in trained for message in dialogue(n, turns=2)[1::2]]
+    answers = sum(len(mixture.tokenizer.encode(content)) + 1 for content in said)
+    assert (which == 0).mean() == pytest.approx(texts / (texts + answers), abs=2 / BLOCK)
+
+
+# --- What is wrong ------------------------------------------------------------------------------
+
+
+def test_broken_records_are_listed_with_their_reasons(tmp_path):
+    rows = [as_messages(dialogue(n)) for n in range(20)]
+    rows[4] = {"messages": [{"role": "bot", "content": "x"}]}
+    rows[9] = ["no object"]
+    # A template may refuse what is a dialogue all the same: two questions in a row.
+    rows[12] = as_messages([dialogue(0)[0], *dialogue(1)])
+    source = write_lines(tmp_path / "a.jsonl", rows) | {"dialogue": "messages"}
+    dataset = prepared(tmp_path, source, chat_template="llama2")
+    assert dataset.sources["a"].facts["documents"] == 17
+    assert dataset.sources["a"].facts["skipped"] == 3
+    lines = (tmp_path / "data" / "a" / "skipped.jsonl").read_text().splitlines()
+    listed = {r["position"]: r["reason"] for r in map(json.loads, lines)}
+    assert list(listed) == [4, 9, 12]
+    for position, words in {4: "role must be one of", 9: "no JSON object", 12: "llama2"}.items():
+        assert words in listed[position]
+
+
+def test_a_source_of_another_format_is_refused(tmp_path):
+    source = chats(tmp_path / "a.jsonl", [dialogue(n) for n in range(20)])
+    texts = write_lines(tmp_path / "b.jsonl", [{"text": f"It is {n}, 多 🙂."} for n in range(20)])
+    config = config_of(texts, source | {"dialogue": "sharegpt"}, tokenizer={"vocab_size": 305})
+    with pytest.raises(UserError, match=r"20 of 20 records are broken.*conversations.*dialogue"):
+        prepare(config, tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("fields", "dialogue_form", "message"),
+    [
+        ({"chat_template": None}, "messages", "chat_template must say how .* source a"),
+        ({"chat_template": "chatnl"}, "messages", "must be one of .*chatml.*not 'chatnl'"),
+        ({}, None, "chat_template is for dialogues"),
+    ],
+)
+def test_a_template_where_it_is_needed_and_only_there(tmp_path, fields, dialogue_form, message):
+    source = {"name": "a", "kind": "jsonl", "path": "x.jsonl", "dialogue": dialogue_form}
+    with pytest.raises(UserError, match=message):
+        config_of(source, **fields)
+
+
+def test_dialogues_come_in_json():
+    source = {"name": "a", "kind": "csv", "path": "x.csv", "dialogue": "messages"}
+    with pytest.raises(UserError, match=r"source a: sources\.kind must be jsonl or json"):
+        config_of(source)
+
+
+def test_a_template_that_cannot_be_used_leaves_nothing_behind(tmp_path):
+    source = chats(tmp_path / "a.jsonl", [dialogue(n) for n in range(20)])
+    train_huggingface().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = {"path": str(tmp_path / "tokenizer.json")}
+    endless = tmp_path / "endless.jinja"
+    endless.write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    for name, message in {
+        "chatml": r"needs the token '<\|im_start\|>'",
+        str(endless): "writes no special token",
+        str(tmp_path / "absent.jinja"): "absent.jinja cannot be read",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            prepare(config_of(source, tokenizer=tokenizer, chat_template=name), tmp_path / "data")
+        assert not (tmp_path / "data").exists()
+
+
+# --- Again --------------------------------------------------------------------------------------
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path):
+    source = chats(tmp_path / "a.json", [dialogue(n, n % 4 + 1) for n in range(40)], kind="json")
+    dataset = prepared(tmp_path, source)
+    tokenizer = {"path": str(dataset.path / "tokenizer")}
+    config = config_of(source, tokenizer=tokenizer, shard_tokens=3000)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    program = pathlib.Path(__file__).parent / "interrupted.py"
+    done = subprocess.run(
+        [sys.executable, program, tmp_path], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    whole = files_of(tmp_path / "whole")
+    assert {"chat_template.jinja", "a/targets.npz", "a/targets-00001.npz"} <= whole.keys()
+    interrupted = [*tmp_path.glob("change-*"), *tmp_path.glob("clock-*")]
+    assert len(interrupted) > 25
+    for workdir in interrupted:
+        assert files_of(workdir) == whole, workdir.name
+
+
+def files_of(folder: pathlib.Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_the_split_does_not_depend_on_the_form(tmp_path):
+    dialogues = [dialogue(n) for n in range(60)]
+    forms = [chats(tmp_path / f"{form}.jsonl", dialogues, form) for form in RECORDS]
+    dataset = prepared(tmp_path, *forms)
+    splits = [source.documents.held_out.tolist() for source in dataset.sources.values()]
+    assert splits[0] == splits[1] == splits[2] and 0 < sum(splits[0]) < 60
+    other = prepare(dataclasses.replace(config_of(*forms), seed=1), tmp_path / "other")
+    assert other["sources"]["alpaca"]["splits"] != dataset.sources["alpaca"].facts["splits"]
