@@ -3,14 +3,12 @@
 import dataclasses
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from tokenizer_examples import train_huggingface
 
-from instar.config import build, to_dict
+from instar.config import build
 from instar.data.chat import ChatTemplate, encode_chat
 from instar.data.dataset import TokenDataset, TokenSource
 from instar.data.prepare import PrepareConfig, prepare
@@ -253,6 +251,16 @@ def test_without_weights_sources_are_drawn_by_their_targets(mixture):
     assert (which == 0).mean() == pytest.approx(texts / (texts + answers), abs=2 / BLOCK)
 
 
+def test_the_split_does_not_depend_on_the_form(tmp_path):
+    dialogues = [dialogue(n) for n in range(60)]
+    forms = [chats(tmp_path / f"{form}.jsonl", dialogues, form) for form in RECORDS]
+    dataset = prepared(tmp_path, *forms)
+    splits = [source.documents.held_out.tolist() for source in dataset.sources.values()]
+    assert splits[0] == splits[1] == splits[2] and 0 < sum(splits[0]) < 60
+    other = prepare(dataclasses.replace(config_of(*forms), seed=1), tmp_path / "other")
+    assert other["sources"]["alpaca"]["splits"] != dataset.sources["alpaca"].facts["splits"]
+
+
 # --- What is wrong ------------------------------------------------------------------------------
 
 
@@ -315,40 +323,3 @@ def test_a_template_that_cannot_be_used_leaves_nothing_behind(tmp_path):
         with pytest.raises(UserError, match=message):
             prepare(config_of(source, tokenizer=tokenizer, chat_template=name), tmp_path / "data")
         assert not (tmp_path / "data").exists()
-
-
-# --- Again --------------------------------------------------------------------------------------
-
-
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path):
-    source = chats(tmp_path / "a.json", [dialogue(n, n % 4 + 1) for n in range(40)], kind="json")
-    dataset = prepared(tmp_path, source)
-    tokenizer = {"path": str(dataset.path / "tokenizer")}
-    config = config_of(source, tokenizer=tokenizer, shard_tokens=3000)
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    program = pathlib.Path(__file__).parent / "interrupted.py"
-    done = subprocess.run(
-        [sys.executable, program, tmp_path], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    whole = files_of(tmp_path / "whole")
-    assert {"chat_template.jinja", "a/targets.npz", "a/targets-00001.npz"} <= whole.keys()
-    interrupted = [*tmp_path.glob("change-*"), *tmp_path.glob("clock-*")]
-    assert len(interrupted) > 25
-    for workdir in interrupted:
-        assert files_of(workdir) == whole, workdir.name
-
-
-def files_of(folder: pathlib.Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def test_the_split_does_not_depend_on_the_form(tmp_path):
-    dialogues = [dialogue(n) for n in range(60)]
-    forms = [chats(tmp_path / f"{form}.jsonl", dialogues, form) for form in RECORDS]
-    dataset = prepared(tmp_path, *forms)
-    splits = [source.documents.held_out.tolist() for source in dataset.sources.values()]
-    assert splits[0] == splits[1] == splits[2] and 0 < sum(splits[0]) < 60
-    other = prepare(dataclasses.replace(config_of(*forms), seed=1), tmp_path / "other")
-    assert other["sources"]["alpaca"]["splits"] != dataset.sources["alpaca"].facts["splits"]

@@ -22,6 +22,9 @@ HUGGINGFACE_CONFIG = "tokenizer_config.json"
 # SentencePiece writes a space as this character, inside its pieces.
 _SPACE = "\u2581"
 
+# Up to this many characters are encoded sooner than SentencePiece has started its threads.
+_SHORT_BATCH = 2**13
+
 # By what names tokenizer.json files know their special tokens, the likelier first.
 _EOS_NAMES = ("</s>", "<|end_of_text|>", "<|endoftext|>", "<eos>", "<|im_end|>", "[SEP]")
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<|startoftext|>", "<bos>", "[CLS]")
@@ -138,7 +141,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         parts = [self._split(text) for text in texts]
-        encoded = iter(self._processor.encode(list(itertools.chain.from_iterable(parts))))
+        whole = list(itertools.chain.from_iterable(parts))
+        threads = -1 if sum(map(len, whole)) > _SHORT_BATCH else 1
+        encoded = iter(self._processor.encode(whole, num_threads=threads))
         return [self._join(list(itertools.islice(encoded, len(part)))) for part in parts]
 
     def _split(self, text: str) -> list[str]:
