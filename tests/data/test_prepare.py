@@ -59,6 +59,7 @@ def test_documents_are_those_of_the_source_in_its_order(tmp_path):
     manifest = prepare(config, tmp_path / "data")
     assert json.loads((tmp_path / "data" / "manifest.json").read_text()) == manifest
     dataset = TokenDataset.open(tmp_path / "data")
+    assert dataset.chat_template is None
     source = dataset.sources["a"]
     assert len(source.facts["shards"]) > 3
     documents = source.document_tokens(np.arange(len(texts)))

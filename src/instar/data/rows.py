@@ -49,10 +49,8 @@ def assemble(
 
     ids = spread(tokens, pad)
     segments = spread(np.repeat(number + 1, length), 0)
-    learnt = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-    if source.targets is not None:
-        said = source.read_targets(index.document[span], index.start[span], length)
-        learnt &= spread(said, 0)[:, 1:] > 0
+    targets = spread(source.read_targets(index.document[span], index.start[span], length), 0)
+    learnt = (segments[:, 1:] == segments[:, :-1]) & (targets[:, 1:] > 0)
     return {
         "tokens": ids[:, :-1],
         "targets": ids[:, 1:],
