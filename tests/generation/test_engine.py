@@ -289,8 +289,7 @@ BAD = {
     "no tokens": (Request([]), "prompt 1 has no tokens"),
     "unknown token": (Request([3, GPT.vocab_size]), "prompt 1 has token ids 3 to 37"),
     "negative token": (Request([-1, 4]), "prompt 1 has token ids -1 to 4"),
-    "long prompt": (Request([1] * 29, SamplingConfig(1)), "29 tokens, which with max_new"),
-    "too many": (Request([1] * 9, SamplingConfig(21)), "exceed the model's 29 positions"),
+    "long prompt": (Request([1] * 29, SamplingConfig(1)), "29 tokens, which leave no room"),
     "bad settings": (Request([1], SamplingConfig(4, top_p=2.0)), "top_p must be in"),
     "bad seed": (Request([1], GREEDY, seed=2**32), "seed must be at least 0"),
     "empty stop": (Request([1], GREEDY, stop_strings=("",)), "must not be empty"),
@@ -314,12 +313,18 @@ def test_a_request_that_cannot_be_met_is_refused_before_anything_is_compiled(cas
     assert not found
 
 
-def test_rotary_models_are_held_to_their_context_length_too():
+def test_a_text_ends_where_the_positions_do():
+    """Those of rotary models too, whose rotations would go on."""
     model = LanguageModel(SPECS["llama"].replace(max_positions=16))
-    engine = Engine(model)
-    engine.check([Request([1] * 8, GREEDY)])
-    with pytest.raises(UserError, match=r"prompt 0 has 9 tokens.*exceed the model's 16 positions"):
-        engine.check([Request([1] * 9, GREEDY)])
+    engine, params = Engine(model), random_params(model, 0)
+    requests = [Request([1] * 13, SamplingConfig(9, temperature=0.0)), Request([1, 2], GREEDY)]
+    cut, whole = engine.generate(params, requests)
+    assert (len(cut.tokens), cut.reason) == (3, "length")
+    assert len(whole.tokens) == GREEDY.max_new_tokens
+    (alone,) = engine.generate(params, [Request([1] * 13, SamplingConfig(3, temperature=0.0))])
+    assert cut.tokens == alone.tokens
+    with pytest.raises(UserError, match=r"prompt 0 has 16 tokens, which leave no room"):
+        engine.check([Request([1] * 16, GREEDY)])
 
 
 def test_stop_strings_need_a_decoder():

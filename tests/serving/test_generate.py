@@ -80,7 +80,7 @@ def test_dialogues(generate, model_folder, tmp_path):
         (("x", "--file=y"), "not from both"),
         (("--file=gone.txt",), "gone.txt cannot be read"),
         (("x", "--temperature=-1"), "temperature must not be negative"),
-        (("x", "--max_new_tokens=128"), "exceed the model's 128 positions"),
+        (("the sea " * 80,), "no room for a new one in the model's 128 positions"),
         (("x", "--template=gpt9"), "there is no chat template 'gpt9'"),
         (("x", "--batch=0"), "batch must be at least 1"),
         (("x", "--seed=-1"), "seed must be at least 0"),

@@ -133,7 +133,7 @@ REFUSED = {
     "batch and microbatch": ("--config.batch.microbatch=3", "batch.microbatch"),
     "mesh and devices": ("--config.mesh.tensor=3", "mesh"),
     "prompts and positions": (
-        "--config.evaluation.sampling.max_new_tokens=64",
+        "--config.evaluation.prompts.0=the film was a quiet story about people who never said why",
         "evaluation.prompts",
     ),
     "length that is not packed": ("--config.data.sequence_length=32", "sequence_lengths"),

@@ -14,6 +14,7 @@ from instar.generation.programs import NOTHING, Rows, State
 from instar.generation.requests import Completion, Decode, Progress, Request
 from instar.generation.sampling import Mode, RowSettings, SamplingConfig
 from instar.models.language_model import LanguageModel, Params
+from instar.models.spec import ModelSpec
 from instar.sharding.rules import batch_shards
 
 PIECE = 512  # prompts are read at most so many tokens at a time
@@ -115,9 +116,10 @@ class Engine:
     ) -> Iterator[tuple[int, list[int], Completion | None]]:
         mode = Mode.of([request.sampling for request in requests])
         count = self._row_multiple * bucket(-(-len(requests) // self._row_multiple))
-        rows = make_rows(requests, count)
+        rows = make_rows(requests, count, self._spec)
         state = self._read_prompts(params, requests, count, mode)
-        progress = [Progress(request, self._decode) for request in requests]
+        limits = [request.limit(self._spec) for request in requests]
+        progress = [Progress(*each, self._decode) for each in zip(requests, limits, strict=True)]
         while any(p.completion is None for p in progress):
             wanted = np.zeros(count, bool)
             wanted[: len(progress)] = [p.completion is None for p in progress]
@@ -134,7 +136,7 @@ class Engine:
     ) -> State:
         """The state of `count` rows whose prompts are read, all but their last tokens."""
         prompts = [list(request.prompt) for request in requests]
-        longest = max(request.length for request in requests)
+        longest = max(len(r.prompt) + r.limit(self._spec) for r in requests)
         capacity = min(bucket(longest, LEAST_CAPACITY), self._spec.max_positions)
         last, alive = np.zeros(count, np.int32), np.zeros(count, bool)
         last[: len(prompts)], alive[: len(prompts)] = [p[-1] for p in prompts], True
@@ -168,7 +170,7 @@ def pieces(prompts: Sequence[Sequence[int]], count: int) -> Iterator[tuple[np.nd
         yield tokens, lengths
 
 
-def make_rows(requests: Sequence[Request], count: int) -> Rows:
+def make_rows(requests: Sequence[Request], count: int, spec: ModelSpec) -> Rows:
     """What the programs are told of each request, in `count` rows."""
     filling = [Request([0], SamplingConfig(temperature=0.0))] * (count - len(requests))
     rows = [*requests, *filling]
@@ -178,6 +180,6 @@ def make_rows(requests: Sequence[Request], count: int) -> Rows:
         ids[: len(row.stop_ids)] = row.stop_ids
     return Rows(
         settings=RowSettings.of([row.sampling for row in rows], [row.seed for row in rows]),
-        limit=np.asarray([row.sampling.max_new_tokens for row in rows], np.int32),
+        limit=np.asarray([row.limit(spec) for row in rows], np.int32),
         stop_ids=stop_ids,
     )

@@ -17,7 +17,8 @@ class Request:
 
     What is drawn depends on the prompt, the settings and `seed` (0 <= seed < 2^32), and on nothing
     else. Generation ends with the first of `stop_ids`, with the token that completes one of
-    `stop_strings`, or after `sampling.max_new_tokens`.
+    `stop_strings`, or after `sampling.max_new_tokens`; with fewer where the model has no more
+    positions.
     """
 
     prompt: Sequence[int]
@@ -26,10 +27,9 @@ class Request:
     stop_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
 
-    @property
-    def length(self) -> int:
-        """The tokens of the prompt and as many new ones as there may be."""
-        return len(self.prompt) + self.sampling.max_new_tokens
+    def limit(self, spec: ModelSpec) -> int:
+        """The most new tokens that there may be."""
+        return min(self.sampling.max_new_tokens, spec.max_positions - len(self.prompt))
 
     def check(self, spec: ModelSpec, name: str = "prompt") -> None:
         """Raises UserError where the model cannot do it; `name` is what the sentence calls it."""
@@ -41,11 +41,10 @@ class Request:
                 f"{name} has token ids {min(self.prompt)} to {max(self.prompt)}, and the model's "
                 f"are 0 to {spec.vocab_size - 1}: encode it with the model's tokenizer"
             )
-        if self.length > spec.max_positions:
+        if len(self.prompt) >= spec.max_positions:
             raise UserError(
-                f"{name} has {len(self.prompt)} tokens, which with max_new_tokens = "
-                f"{self.sampling.max_new_tokens} exceed the model's {spec.max_positions} "
-                "positions: shorten it or lower max_new_tokens"
+                f"{name} has {len(self.prompt)} tokens, which leave no room for a new one in the "
+                f"model's {spec.max_positions} positions: shorten it"
             )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed must be at least 0 and below 2^32, not {self.seed}")
@@ -60,7 +59,7 @@ class Completion:
     `tokens` are the new ones, up to and with the one that ended it. `log_probs` are theirs under
     the model itself, whatever they were drawn by: of temperature 1, no filter and no penalty, from
     float32 logits. `text` ends before the stop string, or without the stop id; it is None where the
-    engine has no `decode`. `reason` is "length" where max_new_tokens ended it.
+    engine has no `decode`. `reason` is "length" where the most new tokens were reached.
     """
 
     tokens: list[int]
@@ -72,8 +71,8 @@ class Completion:
 class Progress:
     """One request on its way: the tokens so far, and whether they end it."""
 
-    def __init__(self, request: Request, decode: Decode | None):
-        self._request = request
+    def __init__(self, request: Request, limit: int, decode: Decode | None):
+        self._request, self._limit = request, limit
         self._decode = decode
         self._tokens: list[int] = []
         self._log_probs: list[float] = []
@@ -90,7 +89,7 @@ class Progress:
             self._finish(count, text, "stop")
         elif self._tokens and self._tokens[-1] in self._request.stop_ids:
             self._finish(len(self._tokens), self._text(self._tokens[:-1]), "stop")
-        elif len(self._tokens) >= self._request.sampling.max_new_tokens:
+        elif len(self._tokens) >= self._limit:
             self._finish(len(self._tokens), self._text(self._tokens), "length")
         return self._tokens[known:]
 

@@ -22,6 +22,8 @@ class SamplingConfig:
     3. `top_k` keeps the k most probable tokens (0: all).
     4. `top_p` keeps the fewest of those whose probabilities, renormalised, sum to it (1: all).
     5. `min_p` keeps those at least so many times as probable as the best (0: all).
+
+    There are at most `max_new_tokens`, and no more than the model's positions leave.
     """
 
     max_new_tokens: int = 64

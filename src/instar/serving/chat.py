@@ -22,7 +22,8 @@ class ChatOptions(SamplingConfig):
 
     `model` is a run's folder, a checkpoint, a Hugging Face folder or a GGUF file; `template` names
     a chat template where the model's own is not wanted. Where a conversation outgrows the model's
-    positions, its oldest turns are forgotten, the system prompt never.
+    positions, of which a quarter at most is kept for the answer, its oldest turns are forgotten,
+    the system prompt never.
     """
 
     model: str
@@ -154,15 +155,16 @@ class Conversation:
     def _fitting(self, messages: Sequence[Message]) -> list[Message]:
         """The messages without the oldest turns, as few of them as the positions ask for."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        room = self._model.spec.max_positions - self._sampling.max_new_tokens
+        positions = self._model.spec.max_positions
+        room = positions - min(self._sampling.max_new_tokens, positions // 4)
         for first in range(0, len(messages), 2):
             kept = [*system, *messages[first:]]
             if len(self._model.encode_chat(kept, self._template)) <= room:
                 self.forgotten = first
                 return kept
         raise UserError(
-            f"this message is too long: with up to {self._sampling.max_new_tokens} new tokens the "
-            f"model has room for {max(room, 0)} tokens of prompt"
+            f"this message is too long: the model has {positions} positions, of which {room} are "
+            "for what was said before its answer"
         )
 
 
