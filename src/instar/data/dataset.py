@@ -231,7 +231,8 @@ class TokenDataset:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the tokenizer's digest and those of all shards, wherever they lie."""
+        """SHA-256 over tokenizer, chat template and the digests of all shards, wherever they lie."""
         shards = {name: source.facts["shards"] for name, source in self.sources.items()}
-        content = json.dumps([self.manifest["tokenizer"], shards], sort_keys=True)
+        parts = [self.manifest["tokenizer"], self.chat_template, shards]
+        content = json.dumps(parts, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
