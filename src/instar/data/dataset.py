@@ -231,7 +231,7 @@ class TokenDataset:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over tokenizer, chat template and the digests of all shards, wherever they lie."""
+        """SHA-256 over tokenizer, chat template and digests of all shards, wherever they lie."""
         shards = {name: source.facts["shards"] for name, source in self.sources.items()}
         parts = [self.manifest["tokenizer"], self.chat_template, shards]
         content = json.dumps(parts, sort_keys=True)
