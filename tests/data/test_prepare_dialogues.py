@@ -323,3 +323,19 @@ def test_a_template_that_cannot_be_used_leaves_nothing_behind(tmp_path):
         with pytest.raises(UserError, match=message):
             prepare(config_of(source, tokenizer=tokenizer, chat_template=name), tmp_path / "data")
         assert not (tmp_path / "data").exists()
+
+
+def test_a_bos_is_written_where_texts_of_the_tokenizer_begin_with_one(tmp_path):
+    """And nowhere else: of some tokenizers the BOS is what a template begins each turn with."""
+    source = chats(tmp_path / "a.jsonl", [dialogue(n) for n in range(40)])
+    dataset = prepared(tmp_path / "trained", source, chat_template="vicuna")
+    assert dataset.chat_template.startswith("{{ bos_token }}")
+    (ids,) = dataset.sources["a"].document_tokens([0])
+    assert ids[0] == dataset.tokenizer.bos_id and ids[1] != ids[0]
+    train_huggingface().save(str(tmp_path / "tokenizer.json"))
+    known = {"path": str(tmp_path / "tokenizer.json")}
+    dataset = prepared(tmp_path / "known", source, chat_template="vicuna", tokenizer=known)
+    assert not dataset.tokenizer.adds_bos
+    assert dataset.chat_template == ChatTemplate.named("vicuna").source
+    (ids,) = dataset.sources["a"].document_tokens([0])
+    assert ids[0] != dataset.tokenizer.bos_id

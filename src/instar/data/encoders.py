@@ -81,10 +81,7 @@ class DialogueEncoder:
 
 
 def open_template(name: str, saved: epath.Path) -> ChatTemplate:
-    """The template that a data set is written with.
-
-    A named one is made to write the BOS too, so that its source alone gives the ids that were
-    trained on. One from a file is taken as it is.
+    """The template that a config names.
 
     Args:
       name: one of `NAMES`, or the path of a file.
@@ -94,9 +91,18 @@ def open_template(name: str, saved: epath.Path) -> ChatTemplate:
       UserError: the file cannot be read, or is not a template.
     """
     if name in NAMES:
-        template = ChatTemplate.named(name)
-        return dataclasses.replace(template, source="{{ bos_token }}" + template.source)
+        return ChatTemplate.named(name)
     return ChatTemplate(name, _read(saved if saved.exists() else epath.Path(name)))
+
+
+def with_bos(template: ChatTemplate, tokenizer: Tokenizer) -> ChatTemplate:
+    """A named template that writes the BOS too, where texts of the tokenizer begin with one.
+
+    Its source alone then gives the ids that are trained on. One from a file is taken as it is.
+    """
+    if template.name not in NAMES or not tokenizer.adds_bos:
+        return template
+    return dataclasses.replace(template, source="{{ bos_token }}" + template.source)
 
 
 def _read(file: epath.Path) -> str:

@@ -14,6 +14,7 @@ from instar.data.encoders import (
     TextEncoder,
     check_template,
     open_template,
+    with_bos,
 )
 from instar.data.prepare_config import PrepareConfig, draw, is_held_out
 from instar.data.source_writer import SourceWriter, write_text
@@ -60,6 +61,7 @@ def prepare(config: PrepareConfig, workdir: epath.PathLike) -> dict:
     console.print(f"tokenizer: {tokenizer.vocab_size} tokens, {tokenizer.digest[:12]}")
     _save_tokenizer(tokenizer, folder / "tokenizer")
     if template:
+        template = with_bos(template, tokenizer)
         check_template(tokenizer, template)
         write_text(saved, template.source)
     sources = {}
