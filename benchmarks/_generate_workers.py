@@ -9,6 +9,7 @@ tokens; {"read": true} by the bytes a second at which memory was read.
 
 import json
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -20,29 +21,29 @@ READ_BYTES = 1 << 29
 
 
 def make_instar(job: dict) -> tuple[Generate, dict]:
-    """Instar's engine; the first one writes the parameters from which the others start."""
+    """Instar's engine; the first one writes the weights from which the others start."""
     import jax
     import jax.numpy as jnp
 
+    import instar
     from instar.families.llama import llama
     from instar.generation.engine import Engine
     from instar.generation.requests import Request
     from instar.generation.sampling import SamplingConfig
     from instar.generation.weights import for_decoding
+    from instar.interchange.card import ModelCard
+    from instar.interchange.convert import write_hub_folder
+    from instar.interchange.parameters import flatten
     from instar.models.language_model import LanguageModel
     from instar.models.transformer import Execution
 
     spec = llama(**job["shape"], tied=True, norm_epsilon=1e-5)
     model = LanguageModel(spec, Execution(jnp.dtype(job["dtype"])))
-    if os.path.exists(job["parameters"]):
-        stored = np.load(job["parameters"])
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, _: jnp.asarray(stored[joined(path)]), model.shapes
-        )
-    else:
-        params = jax.jit(model.init)(jax.random.key(0))
-        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
-        np.savez(job["parameters"], **{joined(path): leaf for path, leaf in leaves})
+    folder = pathlib.Path(job["weights"])
+    if not folder.exists():
+        fresh = flatten(jax.device_get(jax.jit(model.init)(jax.random.key(0))))
+        write_hub_folder(ModelCard(spec), fresh.__getitem__, folder, np.dtype(np.float32))
+    params = instar.load(folder).params
     model, params = for_decoding(model, params)
     engine = Engine(model)
 
@@ -56,37 +57,13 @@ def make_instar(job: dict) -> tuple[Generate, dict]:
     return generate, {"version": jax.__version__, "weight_bytes": weights}
 
 
-def joined(path: tuple) -> str:
-    return "/".join(key.key for key in path)
-
-
 def make_transformers(job: dict) -> tuple[Generate, dict]:
-    """Transformers' `generate` in float32, with its cache, on the same weights by name."""
+    """Transformers' `generate` in float32, with its cache, on the same weights."""
     import torch
     import transformers
 
     torch.set_num_threads(job["threads"])
-    shape = job["shape"]
-    config = transformers.LlamaConfig(
-        vocab_size=shape["vocab_size"],
-        hidden_size=shape["width"],
-        intermediate_size=shape["mlp_width"],
-        num_hidden_layers=shape["depth"],
-        num_attention_heads=shape["heads"],
-        num_key_value_heads=shape["kv_heads"],
-        max_position_embeddings=shape["max_positions"],
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
-    weights = {name: torch.from_numpy(x) for name, x in llama_weights(job).items()}
-    missing, unknown = model.load_state_dict(weights, strict=False)
-    if unknown or set(missing) - {"lm_head.weight"}:
-        sys.exit(f"the weights do not fit: {missing} are missing, {unknown} unknown")
-    model.tie_weights()
+    model = transformers.LlamaForCausalLM.from_pretrained(job["weights"]).eval()
 
     def generate(prompts: np.ndarray, new: int) -> list[list[int]]:
         tokens = torch.from_numpy(prompts)
@@ -101,35 +78,6 @@ def make_transformers(job: dict) -> tuple[Generate, dict]:
         return found[:, prompts.shape[1] :].tolist()
 
     return generate, {"version": transformers.__version__, "torch": torch.__version__}
-
-
-def llama_weights(job: dict) -> dict[str, np.ndarray]:
-    """The stored parameters under the names, and in the layout, of transformers' Llama."""
-    stored, width = np.load(job["parameters"]), job["shape"]["width"]
-    layers = "group_0/layer_0"
-    # A matrix of ours is [in, out] with its heads apart; one of theirs is [out, in].
-    names = {
-        "input_layernorm": "mixer_norm/scale",
-        "post_attention_layernorm": "mlp_norm/scale",
-        "self_attn.q_proj": "mixer/query/kernel",
-        "self_attn.k_proj": "mixer/key/kernel",
-        "self_attn.v_proj": "mixer/value/kernel",
-        "self_attn.o_proj": "mixer/out/kernel",
-        "mlp.gate_proj": "mlp/gate/kernel",
-        "mlp.up_proj": "mlp/up/kernel",
-        "mlp.down_proj": "mlp/down/kernel",
-    }
-    weights = {
-        "model.embed_tokens.weight": stored["embedding"],
-        "model.norm.weight": stored["final_norm/scale"],
-    }
-    for theirs, ours in names.items():
-        for number, array in enumerate(stored[f"{layers}/{ours}"]):
-            if array.ndim > 1:
-                into_residual = theirs.endswith(("o_proj", "down_proj"))
-                array = array.reshape((-1, width) if into_residual else (width, -1)).T
-            weights[f"model.layers.{number}.{theirs}.weight"] = np.ascontiguousarray(array)
-    return weights
 
 
 def make_llama_cpp(job: dict) -> tuple[Generate, dict]:

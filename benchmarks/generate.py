@@ -95,8 +95,8 @@ def main() -> None:
     measured = {}
     with tempfile.TemporaryDirectory() as folder:
         job = {"shape": SHAPES[arguments.model], "threads": threads, "gguf": arguments.gguf}
-        job["parameters"] = f"{folder}/parameters.npz"
-        # Instar first: it writes the parameters from which the others start.
+        job["weights"] = f"{folder}/weights"
+        # Instar first: it writes the weights from which the others start.
         workers = {
             name: Worker(SCRIPT, job | {"program": name, "dtype": name.split()[-1]})
             for name in names

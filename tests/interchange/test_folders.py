@@ -177,6 +177,15 @@ def test_a_config_that_is_no_mapping(folder, capsys, text):
     assert "config.json" in refused(folder, capsys)
 
 
+def test_a_chat_template_that_cannot_be_read(folder, capsys):
+    config = folder / "tokenizer_config.json"
+    several = json.loads(config.read_text()) | {"chat_template": ["x", {"name": "tools"}]}
+    config.write_text(json.dumps(several))
+    assert instar.load(folder).card.chat_template is None, "there is none by the name of default"
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    assert "chat_template.jinja is not UTF-8" in refused(folder, capsys)
+
+
 def test_pickles_are_not_opened(folder, capsys):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "pickles only (pytorch_model.bin)" in refused(folder, capsys)

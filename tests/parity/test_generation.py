@@ -1,18 +1,16 @@
 """Transformers' greedy tokens, and its filters, are ours."""
 
 import functools
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instar.families.llama import llama
+import instar
 from instar.generation import filters
-from instar.generation.engine import Engine
-from instar.generation.requests import Request
 from instar.generation.sampling import SamplingConfig
-from instar.models.language_model import LanguageModel
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -44,42 +42,15 @@ def pair():
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
-    model = LanguageModel(llama(**SHAPE, tied=True))
-    weights = {name: x.detach().numpy() for name, x in theirs.state_dict().items()}
-
-    def stacked(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        names = [f"model.layers.{i}.{name}.weight" for i in range(SHAPE["depth"])]
-        return np.stack([weights[n].T.reshape(shape) for n in names])
-
-    group = model.shapes["group_0"]["layer_0"]
-    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj"}
-    block = {
-        part: {
-            ours: {"kernel": stacked(f"{module}.{theirs}", group[part][ours]["kernel"].shape[1:])}
-            for ours, theirs in named.items()
-        }
-        for part, module, named in (
-            ("mixer", "self_attn", names),
-            ("mlp", "mlp", {n: f"{n}_proj" for n in ("gate", "up", "down")}),
-        )
-    }
-    for ours, name in (
-        ("mixer_norm", "input_layernorm"),
-        ("mlp_norm", "post_attention_layernorm"),
-    ):
-        block[ours] = {"scale": stacked(name, (SHAPE["width"],))}
-    params = {
-        "embedding": weights["model.embed_tokens.weight"],
-        "final_norm": {"scale": weights["model.norm.weight"]},
-        "group_0": {"layer_0": block},
-    }
-    return theirs, model, params
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        return theirs, instar.load(folder)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.4])
 def test_greedy_tokens(penalty):
     """Each prompt of theirs alone, without padding; ours together, with it."""
-    theirs, model, params = pair()
+    theirs, model = pair()
     rng = np.random.default_rng(1)
     prompts = [rng.integers(1, SHAPE["vocab_size"], n).tolist() for n in (7, 1, 19, 4)]
     expected = []
@@ -94,7 +65,7 @@ def test_greedy_tokens(penalty):
         )
         expected.append(found[0, len(prompt) :].tolist())
     greedy = SamplingConfig(NEW, temperature=0.0, repetition_penalty=penalty)
-    done = Engine(model).generate(params, [Request(prompt, greedy) for prompt in prompts])
+    done = model.generate(prompts, sampling=greedy)
     assert [completion.tokens for completion in done] == expected
 
 

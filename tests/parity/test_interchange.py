@@ -6,6 +6,7 @@ import pytest
 from interchange_examples import SPECS, TEXTS, make_model
 
 import instar
+from instar.interchange.card import ModelCard
 from instar.interchange.convert import (
     ExportOptions,
     ImportOptions,
@@ -112,6 +113,16 @@ def test_a_folder_of_transformers_gives_the_same_logits_and_comes_back(family, o
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     assert theirs(again, tokens_of(17)).tobytes() == theirs(model, tokens_of(17)).tobytes()
+
+
+def test_a_model_without_a_tokenizer_ends_at_no_token_that_transformers_assumes(tmp_path):
+    model = make_model("llama")
+    read = flatten(model.params).__getitem__
+    card = ModelCard(model.spec)
+    write_hub_folder(card, lambda path: np.asarray(read(path)), tmp_path, np.dtype("f4"))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.generation_config.eos_token_id is None
+    assert again.config.eos_token_id is None and again.config.bos_token_id is None
 
 
 def test_sharded_and_half_precision_folders(tmp_path):

@@ -180,11 +180,12 @@ def _write_configs(
     folder: Path, card: ModelCard, form: HubFormat, fields: dict[str, Any], dtype: str
 ) -> None:
     """config.json, generation_config.json, and the tokenizer with its chat template."""
-    ids: dict[str, Any] = {}
+    # Of one that is left out, and not null, transformers assumes what LLaMA's first tokenizer had.
+    ids = {"bos_token_id": None, "eos_token_id": list(card.stop_ids) or None, "pad_token_id": None}
     if card.tokenizer is not None:
         if card.begins_with_bos:
             ids["bos_token_id"] = card.tokenizer.bos_id
-        ids["eos_token_id"] = list(card.stop_ids) or card.tokenizer.eos_id
+        ids["eos_token_id"] = ids["eos_token_id"] or card.tokenizer.eos_id
         ids["pad_token_id"] = card.tokenizer.pad_id
         save_for_transformers(card.tokenizer, folder, card.chat_template)
     head = {"architectures": [form.architecture], "model_type": form.model_types[0]}

@@ -114,7 +114,7 @@ def read_params(checkpoint: epath.Path, model: LanguageModel, dtype: jnp.dtype, 
     try:
         params = read_arrays(checkpoint, "params", template)
     except Exception as error:  # whatever a damaged file makes its reader raise
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise UserError(f"the parameters in {checkpoint} cannot be read ({reason})") from None
     if fingerprint(params) != lineage["params"]:
         raise UserError(

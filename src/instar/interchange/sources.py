@@ -100,12 +100,16 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _chat_template(folder: Path) -> str | None:
     """The template in its own file, or in the config of the tokenizer."""
-    if (folder / CHAT_TEMPLATE).exists():
-        return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    path = folder / CHAT_TEMPLATE
+    if path.exists():
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 ({error.reason})") from None
     template = (_read_json(folder / TOKENIZER_CONFIG) or {}).get("chat_template")
     if isinstance(template, list):  # several, by name
-        named = {each.get("name"): each.get("template") for each in template}
-        template = named.get("default")
+        known = (each for each in template if isinstance(each, dict))
+        template = {each.get("name"): each.get("template") for each in known}.get("default")
     return template if isinstance(template, str) else None
 
 
