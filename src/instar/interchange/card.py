@@ -21,6 +21,7 @@ class ModelCard:
       chat_template: the source (Jinja) of its own, None where it has none.
       stop_ids: the tokens that end what it says, as far as its own files tell.
       begins_with_bos: whether the texts that it was trained on begin with a BOS.
+      members: how many networks a reward model averages; None for a language model.
     """
 
     spec: ModelSpec
@@ -28,6 +29,7 @@ class ModelCard:
     chat_template: str | None = None
     stop_ids: tuple[int, ...] = ()
     begins_with_bos: bool = True
+    members: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON, with the files of the tokenizer in it."""
@@ -37,6 +39,7 @@ class ModelCard:
             "chat_template": self.chat_template,
             "stop_ids": list(self.stop_ids),
             "begins_with_bos": self.begins_with_bos,
+            "members": self.members,
         }
 
     @staticmethod
@@ -53,7 +56,8 @@ class ModelCard:
         except (KeyError, TypeError, UserError) as error:
             raise UserError(f"{source} does not say what model it is of ({error})") from None
         tokenizer = None if files is None else _unpack(files)
-        return ModelCard(spec, tokenizer, template, tuple(stop_ids), begins_with_bos)
+        members = values.get("members")
+        return ModelCard(spec, tokenizer, template, tuple(stop_ids), begins_with_bos, members)
 
 
 def _pack(tokenizer: Tokenizer) -> dict[str, str]:

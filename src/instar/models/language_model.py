@@ -97,6 +97,16 @@ class LanguageModel:
 
         return logits
 
+    def value_head(self, params: Params) -> Head:
+        """The callable hidden [..., embed] -> one number each [...], of a spec with that output."""
+        kernel, bias = params["score_head"]["kernel"][:, 0], params["score_head"]["bias"][0]
+
+        def values(hidden: jax.Array) -> jax.Array:
+            wide = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
+            return wide @ kernel + bias
+
+        return values
+
     def logits(self, params: Params, tokens: jax.Array, **inputs: object) -> jax.Array:
         """Full logits [B, S, vocab]: for tests and short texts; training never forms them."""
         hidden, _ = self.apply(params, tokens, **inputs)

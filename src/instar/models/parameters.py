@@ -17,8 +17,9 @@ class Axes:
     """The logical axes of one parameter, one name for each dimension of its array.
 
     `contracts` names those that a matrix product sums over. Whether a parameter is a matrix, a
-    table of embeddings or a vector (a bias, the scale of a norm) is decided by these names, never
-    by the number of dimensions: stacked layers add one, and separate heads another.
+    table of embeddings or a vector (a bias, the scale of a norm, the one row of a scalar head) is
+    decided by these names, never by the number of dimensions: stacked layers add one, and separate
+    heads another.
     """
 
     names: tuple[str, ...]
@@ -28,6 +29,8 @@ class Axes:
     def kind(self) -> Kind:
         if ("vocab" in self.names and "embed" in self.names) or "positions" in self.names:
             return "embedding"
+        if "score" in self.names:
+            return "vector"
         return "matrix" if self.contracts else "vector"
 
     @property

@@ -131,6 +131,9 @@ class ModelSpec:
     `layers` is a program: groups of (repeat, period), where a period is a tuple of layers. A plain
     GPT of n layers is `((n, (layer,)),)`; alternating kinds are one period of two. Each group is
     stored with its parameters stacked on a leading axis of length `repeat`, and is scanned.
+
+    `output` is what a hidden state is turned into: `logits` of the next token, or one `scalar`, the
+    score of a reward model or the value of a critic (`tied` is then without effect).
     """
 
     vocab_size: int
@@ -140,6 +143,7 @@ class ModelSpec:
     final_norm: Norm | None
     learned_positions: bool = False
     tied: bool = False
+    output: Literal["logits", "scalar"] = "logits"
 
     @property
     def depth(self) -> int:

@@ -201,7 +201,7 @@ def scan_layers(
 
 
 class Transformer(nnx.Module):
-    """Embeddings, groups of layers, a final norm and the language-model head."""
+    """Embeddings, groups of layers, a final norm, and the head of the spec's `output`."""
 
     def __init__(self, spec: specs.ModelSpec, initialization: Initialization, rngs: nnx.Rngs):
         self.spec = spec
@@ -226,13 +226,17 @@ class Transformer(nnx.Module):
             first += repeat * len(period)
         if spec.final_norm is not None:
             self.final_norm = Norm(spec.final_norm, spec.width)
-        if not spec.tied:
+        inputs = (("embed", spec.width),)
+        if spec.output == "scalar":
+            # Stiennon et al. (2020, appendix B) draw it so that scores begin with unit variance.
+            drawn = Initialization(std=(spec.width + 1) ** -0.5)
+            self.score_head = Projection(
+                inputs, (("score", 1),), bias=True, initialization=drawn, rngs=rngs
+            )
+        elif not spec.tied:
+            outputs = (("vocab", spec.vocab_size),)
             self.head = Projection(
-                (("embed", spec.width),),
-                (("vocab", spec.vocab_size),),
-                bias=False,
-                initialization=initialization,
-                rngs=rngs,
+                inputs, outputs, bias=False, initialization=initialization, rngs=rngs
             )
 
     def embed(self, tokens: jax.Array, positions: jax.Array, execution: Execution) -> jax.Array:

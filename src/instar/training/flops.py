@@ -35,11 +35,10 @@ class ParameterCount:
     Attributes:
       total: all of them; a tied table counts once.
       embedding: the tables of tokens and of learned positions.
-      head: the language-model head, 0 where it is tied to the table of tokens.
+      head: the language-model head, 0 where it is tied to the table of tokens; or a scalar head.
       matrices: the matrices of the layers.
       vectors: biases and the scales of norms.
-      matmul: what each token is multiplied with: `matrices` and a head of vocab_size x width, tied
-        or not.
+      matmul: what each token is multiplied with: `matrices` and the head, tied or not.
     """
 
     total: int
@@ -54,7 +53,8 @@ def parameter_count(spec: ModelSpec) -> ParameterCount:
     """Counts the parameters that `instar.models` makes for a spec."""
     vocabulary = spec.vocab_size * spec.width
     embedding = vocabulary + spec.learned_positions * spec.max_positions * spec.width
-    head = 0 if spec.tied else vocabulary
+    scalar = spec.output == "scalar"
+    head = spec.width + 1 if scalar else 0 if spec.tied else vocabulary
     matrices, vectors = 0, _norm_vectors(spec.final_norm, spec.width)
     for repeat, period in spec.layers:
         matrices += repeat * sum(_layer_matrices(layer, spec.width) for layer in period)
@@ -65,7 +65,7 @@ def parameter_count(spec: ModelSpec) -> ParameterCount:
         head=head,
         matrices=matrices,
         vectors=vectors,
-        matmul=matrices + vocabulary,
+        matmul=matrices + (spec.width if scalar else vocabulary),
     )
 
 

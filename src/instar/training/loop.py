@@ -54,6 +54,7 @@ class Stage:
       observe: scalars that the host knows of an input position (epochs of each source).
       flops_per_token: model FLOP of a training token; `peak`: those of all devices a second.
       on_start: called once with the step at which the run starts or resumes.
+      finish: what becomes of the state after the last step, before it is evaluated and saved.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Stage:
     peak: Peak
     on_start: Callable[[int], None]
     evaluations: tuple[Evaluation, ...] = ()
+    finish: Callable[[TrainState], TrainState] = lambda state: state
     card: dict[str, Any] = field(default_factory=dict)
 
 
@@ -164,6 +166,8 @@ class _Run:
                 self.queue.put(step, metrics)
                 for ready in self.queue.ready():
                     self._record(*ready)
+                if step == steps:
+                    state = stage.finish(state)
                 self._evaluate(step, state)
                 if self.checkpointer.due(step) or step == steps:
                     self._save(step, state, position)

@@ -1,0 +1,88 @@
+"""A reward model: one or several networks that give a number to a whole text."""
+
+import jax
+import jax.numpy as jnp
+
+from instar.models.language_model import LanguageModel, Params
+from instar.models.parameters import Initialization
+from instar.models.spec import ModelSpec
+from instar.models.transformer import Execution
+
+LANGUAGE_HEAD, SCORE_HEAD = "head", "score_head"
+
+
+class RewardModel:
+    """`members` networks of one spec, each with its own parameters and scalar head.
+
+    The score of a text is read at its last token, the end token, which alone has seen all of it.
+    Members that were trained on different draws disagree where the data does not tell what people
+    prefer (Coste et al. 2023, section 4). `params` is {"member_0": {...}, ...}; `axes` and `shapes`
+    are trees of that form.
+    """
+
+    def __init__(self, spec: ModelSpec, members: int = 1, execution: Execution | None = None):
+        self.spec = spec.replace(output="scalar")
+        self.members = members
+        self.model = LanguageModel(self.spec, execution)
+        self.execution = self.model.execution
+        self._names = [f"member_{index}" for index in range(members)]
+        self.axes = dict.fromkeys(self._names, self.model.axes)
+        self.shapes = dict.fromkeys(self._names, self.model.shapes)
+
+    def init(self, key: jax.Array, initialization: Initialization | None = None) -> Params:
+        """Fresh float32 parameters."""
+        keys = jax.random.split(key, self.members)
+        return {
+            name: self.model.init(key, initialization)
+            for name, key in zip(self._names, keys, strict=True)
+        }
+
+    def from_language(self, params: Params, key: jax.Array) -> Params:
+        """Members with the body of a language model's parameters, each with a fresh head."""
+        body = {name: value for name, value in params.items() if name != LANGUAGE_HEAD}
+        fresh = self.init(key)
+        return {name: body | {SCORE_HEAD: fresh[name][SCORE_HEAD]} for name in self._names}
+
+    def member(self, params: Params, index: int) -> Params:
+        """The parameters of one member, those of `self.model`."""
+        return params[self._names[index]]
+
+    def scores(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        lengths: jax.Array,
+        *,
+        dropout: float = 0.0,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """What each member gives to each text.
+
+        Args:
+          tokens: int [B, T], right-padded. lengths: int [B], at least 1.
+          dropout: rate, of each member by a draw of its own; needs `key`.
+
+        Returns:
+          float32 [members, B].
+        """
+        keys = [None] * self.members if key is None else jax.random.split(key, self.members)
+        each = [
+            self._score(params[name], tokens, lengths, dropout, key)
+            for name, key in zip(self._names, keys, strict=True)
+        ]
+        return jnp.stack(each)
+
+    def _score(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        lengths: jax.Array,
+        dropout: float,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        real = jnp.arange(tokens.shape[1]) < lengths[:, None]
+        hidden, _ = self.model.apply(
+            params, tokens, segment_ids=real.astype(jnp.int32), dropout=dropout, key=key
+        )
+        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        return self.model.value_head(params)(last)
