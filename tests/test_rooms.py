@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "interchange": BELOW_EVALUATION | {"workdir"},
     "serving": {"data", "generation", "interchange"},
     "evaluation": BELOW_EVALUATION | {"workdir"},
-    "stages": BELOW_EVALUATION | {"interchange", "evaluation", "workdir"},
+    "stages": BELOW_EVALUATION
+    | {*("interchange", "evaluation", "workdir", "arguments", "commands", "children")},
 }
 
 # The modules beside the rooms. Only the command line knows the stages.
@@ -39,7 +40,9 @@ MODULES = {
     "arguments": {"errors", "schema", "config"},
     "config": {"errors", "schema"},
     "workdir": {"errors"},
-    "cli": {*MAY_IMPORT, *COMMONS, "arguments"},
+    "commands": set(),
+    "children": set(),
+    "cli": {*MAY_IMPORT, *COMMONS, "arguments", "commands"},
     "__init__": BELOW_EVALUATION | {"interchange", "evaluation"} | COMMONS,
     "__main__": {"cli"},
 }

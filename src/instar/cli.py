@@ -1,12 +1,11 @@
 """The command line: ``instar COMMAND --config FILE --workdir DIR [--config.a.b=value ...]``.
 
 What trains takes a config file and a workdir; what uses a model takes options (``--model=PATH``).
-A command is one line of `COMMANDS`; its room is imported only when it runs, so that ``--help`` and
-a mistyped command answer at once.
+What a command leads to is imported only when it runs, so that ``--help`` and a mistyped command
+answer at once.
 """
 
 import dataclasses
-import importlib
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,65 +21,8 @@ from instar.arguments import (
     option_pairs,
     positional_field,
 )
+from instar.commands import COMMANDS, Command, resolve
 from instar.errors import RunError, UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """Where a command's function is, and the schema of what it is told, as ``module:name``.
-
-    With the schema of a config the function is called with (config, workdir), with that of options
-    with (options).
-    """
-
-    summary: str
-    function: str
-    config: str | None = None
-    options: str | None = None
-
-
-COMMANDS = {
-    "prepare": Command(
-        "turns text into a data set of token shards",
-        function="instar.data.prepare:prepare",
-        config="instar.data.prepare:PrepareConfig",
-    ),
-    "pretrain": Command(
-        "trains a language model on a prepared data set, or goes on with a run that was stopped",
-        function="instar.stages.pretrain:pretrain",
-        config="instar.stages.pretrain:PretrainConfig",
-    ),
-    "sft": Command(
-        "fine-tunes a model on prepared dialogues",
-        function="instar.stages.sft:sft",
-        config="instar.stages.sft:SftConfig",
-    ),
-    "report": Command(
-        "writes the report of a run (DIR/report.html) again",
-        function="instar.evaluation.report:report",
-        options="instar.evaluation.report:ReportOptions",
-    ),
-    "import": Command(
-        "makes a checkpoint of a Hugging Face folder or a GGUF file",
-        function="instar.interchange.convert:import_model",
-        options="instar.interchange.convert:ImportOptions",
-    ),
-    "export": Command(
-        "writes a checkpoint as a folder that Hugging Face's transformers loads",
-        function="instar.interchange.convert:export_model",
-        options="instar.interchange.convert:ExportOptions",
-    ),
-    "generate": Command(
-        "continues prompts and prints JSON lines",
-        function="instar.serving.generate:generate",
-        options="instar.serving.generate:GenerateOptions",
-    ),
-    "chat": Command(
-        "talks with a model in the terminal",
-        function="instar.serving.chat:chat",
-        options="instar.serving.chat:ChatOptions",
-    ),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,12 +70,6 @@ def _read_arguments(words: list[str], command: Command) -> tuple:
 
     options = _parse(words)
     return load(options.config, options.overrides, resolve(command.config)), options.workdir
-
-
-def resolve(reference: str) -> Any:
-    """Imports what ``module:name`` names."""
-    module, name = reference.split(":")
-    return getattr(importlib.import_module(module), name)
 
 
 # --- Arguments ----------------------------------------------------------------------------------
