@@ -1,4 +1,4 @@
-"""What the stages that predict tokens are told."""
+"""What the stages are told."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -69,13 +69,19 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class ExecutionConfig:
-    """How the step is computed; see `instar.models.transformer.Execution`.
+    """How the step is computed; see `instar.models.transformer.Execution`."""
+
+    remat: Remat = "none"
+    unroll: int = 1
+
+
+@dataclass(frozen=True)
+class LanguageExecutionConfig(ExecutionConfig):
+    """How the step of a stage that predicts tokens is computed.
 
     `loss_chunk` is how many positions of each row the head reads at a time (0: all).
     """
 
-    remat: Remat = "none"
-    unroll: int = 1
     loss_chunk: int = 0
 
 
@@ -98,30 +104,44 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig:
-    """What every stage that predicts tokens is told."""
+class RunConfig:
+    """What every stage that learns from batches is told."""
 
-    data: DataConfig
     batch: BatchConfig
     steps: int
     seed: int = 0
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     dropout: float = 0.0
-    z_loss: float = 0.0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     failure: FailureConfig = field(default_factory=FailureConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def check(self) -> None:
+        if self.steps is not None:
+            if self.steps < 1:
+                raise UserError(f"steps must be at least 1, not {self.steps}")
+            make_schedule(self.schedule, self.steps)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(RunConfig):
+    """What every stage that predicts tokens is told."""
+
+    data: DataConfig
+    z_loss: float = 0.0
+    execution: LanguageExecutionConfig = field(default_factory=LanguageExecutionConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
 
     def check(self) -> None:
+        super().check()
         length = self.data.sequence_length
-        if self.steps < 1:
-            raise UserError(f"steps must be at least 1, not {self.steps}")
         if length < 1:
             raise UserError(f"data.sequence_length must be at least 1, not {length}")
         chunk = self.execution.loss_chunk
@@ -129,8 +149,5 @@ class LanguageConfig:
             raise UserError(
                 f"execution.loss_chunk ({chunk}) must divide data.sequence_length ({length})"
             )
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
         if self.z_loss < 0:
             raise UserError(f"z_loss must not be negative ({self.z_loss})")
-        make_schedule(self.schedule, self.steps)

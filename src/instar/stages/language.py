@@ -7,41 +7,29 @@ from dataclasses import dataclass, field
 from importlib import metadata
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from instar.config import to_dict
 from instar.data.dataset import TokenDataset
 from instar.data.loader import batches
 from instar.data.rows import HeldOutRows, TrainingRows
 from instar.errors import UserError
 from instar.evaluation.perplexity import evaluate, make_evaluation_step
-from instar.evaluation.report import write_report
 from instar.generation.engine import Engine
 from instar.interchange.card import ModelCard
 from instar.interchange.model import Model, Prompt
 from instar.models.language_model import LanguageModel, Params
 from instar.models.parameters import Initialization
 from instar.models.spec import ModelSpec
-from instar.models.transformer import Execution
 from instar.objectives.language import next_token_sums
 from instar.sharding import rules
 from instar.sharding.inputs import BatchLayout, place_rows
-from instar.stages.config import BatchConfig, LanguageConfig
+from instar.stages.config import LanguageConfig
+from instar.stages.run import Recipe, make_execution, make_layout, rows_of_steps, run
 from instar.training.flops import parameter_count, train_flops_per_token
-from instar.training.hardware import describe_hardware, peak_of_devices
-from instar.training.loop import Evaluation, LoopConfig, Position, Stage, train
-from instar.training.optimizer import make_optimizer, make_schedule
-from instar.training.state import (
-    TrainState,
-    initialize_state,
-    make_initializer,
-    state_of,
-    state_template,
-)
-from instar.training.step import LossSums, compile_step, make_step
-from instar.workdir import claim, record_start
+from instar.training.loop import Evaluation, Position
+from instar.training.state import TrainState
+from instar.training.step import LossSums
 
 # --- The run ------------------------------------------------------------------------------------
 
@@ -81,69 +69,28 @@ def run_stage(
       UserError: the data, the workdir or the sizes do not fit; nothing is overwritten.
       RunError: the run cannot go on.
     """
-    run_config = to_dict(config)
-
-    # What is trained on, and what is trained.
     rows = TrainingRows(
         dataset,
         sequence_length=config.data.sequence_length,
         weights=config.data.weights,
         seed=config.seed,
     )
-    layout = make_layout(config.batch, mesh)
-    optimizer = make_optimizer(config.optimizer, model.axes)
-    initialize = make_initializer(model, optimizer, start.initialization)
-    template = state_template(initialize, mesh, model.axes)
-
-    def initial_state() -> TrainState:
-        if start.params is None:
-            return initialize_state(initialize, template, config.seed)
-        return state_of(start.params(), optimizer, template, config.seed)
-
-    # How: one compiled step.
-    step = make_step(
-        make_loss(model, config),
-        optimizer,
-        make_schedule(config.schedule, config.steps),
-        learning_rate=config.optimizer.learning_rate,
-        clip_norm=config.optimizer.clip_norm,
-    )
-
-    # By what it is judged.
-    evaluations = make_evaluations(config, model, dataset, mesh, start)
-
-    # Only now is anything written.
-    claim(folder, run_config)
-    peak = peak_of_devices()
-    flops_per_token = train_flops_per_token(model.spec, config.data.sequence_length)
-    facts = {
-        "hardware": describe_hardware(),
-        "mesh": dict(mesh.shape),
-        "peak": to_dict(peak),
-        "parameters": parameter_count(model.spec).total,
-        "flops_per_token": flops_per_token,
-    }
-    stage = Stage(
+    recipe = Recipe(
         name=start.name,
-        initialize=initial_state,
-        template=template,
-        step=compile_step(step, template),
-        frozen=None,
-        inputs=make_inputs(config, rows, layout),
+        card=start.card,
+        model=model,
+        loss=make_loss(model, config),
+        inputs=make_inputs(config, rows, make_layout(config.batch, mesh)),
         start={"row": 0},
         lineage=functools.partial(describe_lineage, config, dataset, start.parent),
         observe=lambda position: describe_position(rows, position),
-        flops_per_token=flops_per_token,
-        peak=peak,
-        evaluations=evaluations,
-        on_start=functools.partial(record_start, folder, facts=facts),
-        card=start.card.to_json(),
+        evaluations=make_evaluations(config, model, dataset, mesh, start),
+        parameters=parameter_count(model.spec).total,
+        flops_per_token=train_flops_per_token(model.spec, config.data.sequence_length),
+        initialization=start.initialization,
+        params=start.params,
     )
-    loop = LoopConfig(config.steps, config.checkpoint, config.failure, config.logging)
-    state = train(stage, loop, folder, run_config)
-    if jax.process_index() == 0:
-        write_report(folder)
-    return state
+    return run(config, folder, mesh, recipe)
 
 
 # --- Its parts ----------------------------------------------------------------------------------
@@ -163,23 +110,9 @@ def make_model(
         raise UserError(
             f"data.sequence_length ({length}) exceeds the model's {spec.max_positions} positions"
         )
-    execution = Execution(
-        dtype=jnp.dtype(config.compute_dtype),
-        remat=config.execution.remat,
-        unroll=config.execution.unroll,
-        constrain=rules.constrain(mesh),
-    )
-    model = LanguageModel(spec, execution)
+    model = LanguageModel(spec, make_execution(config, mesh))
     rules.check_divisible(mesh, model.axes, model.shapes)
     return model
-
-
-def make_layout(config: BatchConfig, mesh: Mesh) -> BatchLayout:
-    """How a step's rows lie on the mesh."""
-    micro = config.microbatch or config.size
-    layout = BatchLayout(mesh, config.size // micro, micro)
-    layout.check()
-    return layout
 
 
 def make_loss(model: LanguageModel, config: LanguageConfig) -> LossSums:
@@ -205,19 +138,6 @@ def make_loss(model: LanguageModel, config: LanguageConfig) -> LossSums:
         return loss, {"loss": sums["nats"], "weight": sums["weight"]}
 
     return loss_sums
-
-
-def rows_of_steps(config: BatchConfig) -> Iterator[int]:
-    """The rows of step 0, 1, ...: a function of the config alone."""
-    if config.ramp is not None:
-        ramp, done = config.ramp, 0
-        levels = (config.size - ramp.start) // ramp.increment + 1
-        while done < ramp.rows:
-            level = done * levels // ramp.rows
-            count = min(ramp.start + level * ramp.increment, config.size)
-            yield count
-            done += count
-    yield from itertools.repeat(config.size)
 
 
 def make_inputs(

@@ -11,7 +11,8 @@ from instar.training.optimizer import Schedule, clip_by_norm
 from instar.training.state import TrainState, step_key
 
 # (params, frozen, microbatch, key) -> (sum of the loss over targets, sums to report). The sums
-# hold `weight`, by which the loss and its gradient are divided once the whole batch is summed.
+# hold `weight`, by which the loss and its gradient are divided once the whole batch is summed, and
+# `tokens` where the weight does not count those that were trained on.
 LossSums = Callable[[dict, object, dict, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 Step = Callable[[TrainState, object, dict], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -21,16 +22,16 @@ def accumulate(
 ) -> tuple[dict, dict[str, jax.Array]]:
     """Gradients and sums over all microbatches, in float32.
 
-    `inputs` holds arrays [M, ...] of microbatches, and `microbatches` (int32), how many of the M
-    are real. That count is traced, so a growing batch does not compile again; summing before
-    dividing makes the result that of one large batch.
+    `inputs` holds arrays (or trees of them) [M, ...] of microbatches, and `microbatches` (int32),
+    how many of the M are real. That count is traced, so a growing batch does not compile again;
+    summing before dividing makes the result that of one large batch.
     """
     count = inputs["microbatches"]
     batches = {name: value for name, value in inputs.items() if name != "microbatches"}
     differentiate = jax.grad(loss_sums, has_aux=True)
 
     def one(index: jax.Array) -> tuple[dict, dict[str, jax.Array]]:
-        batch = {name: value[index] for name, value in batches.items()}
+        batch = jax.tree.map(lambda x: x[index], batches)
         return differentiate(params, frozen, batch, jax.random.fold_in(key, index))
 
     if jax.tree.leaves(batches)[0].shape[0] == 1:
@@ -76,6 +77,7 @@ def make_step(
         )
         updates = jax.tree.map(lambda u: (u * share).astype(u.dtype), updates)
         params = optax.apply_updates(state.params, updates)
+        tokens = sums.pop("tokens", sums["weight"])
         means = {name: value / weight for name, value in sums.items() if name != "weight"}
         finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"])
 
@@ -83,7 +85,7 @@ def make_step(
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
         metrics = means | {
-            "tokens": sums["weight"],
+            "tokens": tokens,
             "grad_norm": norm,
             "learning_rate": learning_rate * share,
             "skipped": 1.0 - finite,

@@ -1,0 +1,164 @@
+"""The run that all stages share which learn from batches: one compiled step, again and again."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from instar.config import to_dict
+from instar.evaluation.report import write_report
+from instar.interchange.card import ModelCard
+from instar.models.language_model import LanguageModel, Params
+from instar.models.parameters import Initialization
+from instar.models.reward_model import RewardModel
+from instar.models.transformer import Execution
+from instar.sharding import rules
+from instar.sharding.inputs import BatchLayout
+from instar.stages.config import BatchConfig, RunConfig
+from instar.training.hardware import describe_hardware, peak_of_devices
+from instar.training.loop import Evaluation, LoopConfig, Position, Stage, train
+from instar.training.optimizer import make_optimizer, make_schedule
+from instar.training.state import (
+    TrainState,
+    initialize_state,
+    make_initializer,
+    state_of,
+    state_template,
+)
+from instar.training.step import LossSums, compile_step, make_step
+from instar.workdir import claim, record_start
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a stage gives to its run.
+
+    Attributes:
+      name: of the stage.
+      card: what its checkpoints say of their model.
+      model: what is trained.
+      loss: what is minimised, summed over a microbatch.
+      inputs, start, lineage, observe, evaluations, finish: see `instar.training.loop.Stage`.
+      parameters: how many there are; `flops_per_token`, those of training on one token.
+      initialization: how fresh parameters are drawn, where `params` gives none.
+      params: reads those that the run begins with, in the layout of its own.
+      conclude: called with the last state before the report is written.
+    """
+
+    name: str
+    card: ModelCard
+    model: LanguageModel | RewardModel
+    loss: LossSums
+    inputs: Callable[[int, Position], Iterator[tuple[dict, Position]]]
+    start: Position
+    lineage: Callable[[Position], dict]
+    observe: Callable[[Position], dict[str, float]]
+    evaluations: tuple[Evaluation, ...]
+    parameters: int
+    flops_per_token: float
+    initialization: Initialization = field(default_factory=Initialization)
+    params: Callable[[], Params] | None = None
+    finish: Callable[[TrainState], TrainState] = lambda state: state
+    conclude: Callable[[TrainState], None] = lambda state: None
+
+
+def run(config: RunConfig, folder: epath.Path, mesh: Mesh, recipe: Recipe) -> TrainState:
+    """Trains as `recipe` says and writes a report; resumes where it was stopped.
+
+    Raises:
+      UserError: the workdir or the schedule does not fit; nothing is overwritten.
+      RunError: the run cannot go on.
+    """
+    run_config = to_dict(config)
+
+    # What is trained, and from where.
+    optimizer = make_optimizer(config.optimizer, recipe.model.axes)
+    initialize = make_initializer(recipe.model, optimizer, recipe.initialization)
+    template = state_template(initialize, mesh, recipe.model.axes)
+
+    def initial_state() -> TrainState:
+        if recipe.params is None:
+            return initialize_state(initialize, template, config.seed)
+        return state_of(recipe.params(), optimizer, template, config.seed)
+
+    # How: one compiled step.
+    step = make_step(
+        recipe.loss,
+        optimizer,
+        make_schedule(config.schedule, config.steps),
+        learning_rate=config.optimizer.learning_rate,
+        clip_norm=config.optimizer.clip_norm,
+    )
+
+    # Only now is anything written.
+    claim(folder, run_config)
+    peak = peak_of_devices()
+    facts = {
+        "hardware": describe_hardware(),
+        "mesh": dict(mesh.shape),
+        "peak": to_dict(peak),
+        "parameters": recipe.parameters,
+        "flops_per_token": recipe.flops_per_token,
+    }
+
+    def on_start(step: int) -> None:
+        record_start(folder, step, facts=facts)
+
+    stage = Stage(
+        name=recipe.name,
+        initialize=initial_state,
+        template=template,
+        step=compile_step(step, template),
+        frozen=None,
+        inputs=recipe.inputs,
+        start=recipe.start,
+        lineage=recipe.lineage,
+        observe=recipe.observe,
+        flops_per_token=recipe.flops_per_token,
+        peak=peak,
+        evaluations=recipe.evaluations,
+        finish=recipe.finish,
+        on_start=on_start,
+        card=recipe.card.to_json(),
+    )
+    loop = LoopConfig(config.steps, config.checkpoint, config.failure, config.logging)
+    state = train(stage, loop, folder, run_config)
+    recipe.conclude(state)
+    if jax.process_index() == 0:
+        write_report(folder)
+    return state
+
+
+def make_layout(config: BatchConfig, mesh: Mesh) -> BatchLayout:
+    """How a step's rows lie on the mesh."""
+    micro = config.microbatch or config.size
+    layout = BatchLayout(mesh, config.size // micro, micro)
+    layout.check()
+    return layout
+
+
+def make_execution(config: RunConfig, mesh: Mesh) -> Execution:
+    """How the step of a run is computed."""
+    return Execution(
+        dtype=jnp.dtype(config.compute_dtype),
+        remat=config.execution.remat,
+        unroll=config.execution.unroll,
+        constrain=rules.constrain(mesh),
+    )
+
+
+def rows_of_steps(config: BatchConfig) -> Iterator[int]:
+    """The rows of step 0, 1, ... without end: a function of the config alone."""
+    if config.ramp is not None:
+        ramp, done = config.ramp, 0
+        levels = (config.size - ramp.start) // ramp.increment + 1
+        while done < ramp.rows:
+            level = done * levels // ramp.rows
+            count = min(ramp.start + level * ramp.increment, config.size)
+            yield count
+            done += count
+    while True:
+        yield config.size
