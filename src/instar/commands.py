@@ -28,6 +28,11 @@ COMMANDS = {
         function="instar.data.prepare:prepare",
         config="instar.data.prepare:PrepareConfig",
     ),
+    "demonstration": Command(
+        "makes the demonstration's files of people's ratings of sentences",
+        function="instar.data.demonstration:demonstration",
+        options="instar.data.demonstration:DemonstrationOptions",
+    ),
     "pretrain": Command(
         "trains a language model on a prepared data set, or goes on with a run that was stopped",
         function="instar.stages.pretrain:pretrain",
