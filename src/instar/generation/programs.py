@@ -93,15 +93,17 @@ def generate(
     *,
     steps: int,
     mode: Mode,
+    tempered: bool = False,
 ) -> tuple[State, jax.Array, jax.Array]:
     """Draws up to `steps` new tokens of each row, until the last row ends.
 
     Args:
       wanted: bool [B]; the other rows end here.
+      tempered: whether log-probabilities are those at each row's temperature, which is not 0.
 
     Returns:
       The new state; the tokens int32 [B, steps], NOTHING after a row's end; and their
-      log-probabilities under the model itself, float32 [B, steps].
+      log-probabilities under the model itself (at the temperature: `tempered`), float32 [B, steps].
     """
     head = model.head(params)
     batch = jnp.arange(len(wanted))
@@ -117,6 +119,8 @@ def generate(
         logits = model.execution.constrain(head(hidden[:, 0]), ("batch", None))
         logits = logits.astype(jnp.float32)
         token = choose(logits, rows.settings, state.count, state.seen, mode)
+        if tempered:
+            logits /= rows.settings.temperature[:, None]
         log_prob = logits[batch, token] - jax.nn.logsumexp(logits, axis=-1)
         tokens = tokens.at[:, step].set(jnp.where(alive, token, NOTHING))
         log_probs = log_probs.at[:, step].set(jnp.where(alive, log_prob, 0))

@@ -18,16 +18,21 @@ from instar.interchange.parameters import flatten, load_params, match
 from instar.interchange.sources import open_foreign
 from instar.models.language_model import LanguageModel, Params
 from instar.models.transformer import Execution
+from instar.models.reward_model import RewardModel
 from instar.sharding import rules
 from instar.sharding.mesh import MeshConfig, make_mesh
 from instar.training.checkpoint_files import CHECKPOINTS, absolute, newest, read_arrays, read_item
 from instar.training.fingerprint import fingerprint
 
 
-def load(path: epath.PathLike, *, dtype: str = "float32", mesh: Mesh | None = None) -> Model:
+def load(
+    path: epath.PathLike, *, dtype: str = "float32", mesh: Mesh | None = None
+) -> Model | LoadedRewardModel:
     """Loads a model from an Instar checkpoint, a Hugging Face folder or a GGUF file.
 
     Args:
+    A checkpoint of the stage `reward` gives a `LoadedRewardModel`, everything else a `Model`.
+
       path: a run's workdir (its newest checkpoint), the folder of one checkpoint, a folder with a
         config.json and safetensors, or a .gguf file.
       dtype: that of the parameters and of the computation: "float32" or "bfloat16".
@@ -37,9 +42,30 @@ def load(path: epath.PathLike, *, dtype: str = "float32", mesh: Mesh | None = No
       UserError: nothing that can be read is there; one sentence says what is wrong with it.
     """
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-    opened = open_model(path)
-    model = _language_model(opened.card, jnp.dtype(dtype), mesh)
-    return Model(opened.card, model, opened.read(model, jnp.dtype(dtype), mesh), mesh)
+    opened, dtype = open_model(path), jnp.dtype(dtype)
+    model = _model_of(opened.card, dtype, mesh)
+    params = opened.read(model, dtype, mesh)
+    if isinstance(model, RewardModel):
+        return LoadedRewardModel(opened.card, model, params, mesh)
+    return Model(opened.card, model, params, mesh)
+
+
+def load_language_model(path: epath.PathLike, *, dtype: str = "float32") -> Model:
+    """What `load` gives, on one device.
+
+    Raises:
+      UserError: as `load` does, or the model is no language model.
+    """
+    refuse_reward_model(path, open_model(path).card, "generates no text")
+    return load(path, dtype=dtype)
+
+
+def refuse_reward_model(path: epath.PathLike, card: ModelCard, reason: str) -> None:
+    """Raises UserError where a card is of a reward model."""
+    if card.members is not None:
+        raise UserError(
+            f"{path} is a reward model, which scores texts and {reason}: name a language model"
+        )
 
 
 @dataclass(frozen=True)
@@ -54,7 +80,7 @@ class Opened:
 
     card: ModelCard
     lineage: dict[str, Any]
-    read: Callable[[LanguageModel, jnp.dtype, Mesh], Params]
+    read: Callable[[LanguageModel | RewardModel, jnp.dtype, Mesh], Params]
 
 
 def open_model(path: epath.PathLike) -> Opened:
@@ -97,7 +123,9 @@ def read_card(checkpoint: epath.Path) -> ModelCard:
     return ModelCard.from_json(read_item(checkpoint, "model"), checkpoint)
 
 
-def read_params(checkpoint: epath.Path, model: LanguageModel, dtype: jnp.dtype, mesh: Mesh) -> dict:
+def read_params(
+    checkpoint: epath.Path, model: LanguageModel | RewardModel, dtype: jnp.dtype, mesh: Mesh
+) -> Params:
     """The parameters of a checkpoint, as `dtype` on a mesh.
 
     Raises:
@@ -124,9 +152,13 @@ def read_params(checkpoint: epath.Path, model: LanguageModel, dtype: jnp.dtype, 
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def _language_model(card: ModelCard, dtype: jnp.dtype, mesh: Mesh) -> LanguageModel:
+def _model_of(card: ModelCard, dtype: jnp.dtype, mesh: Mesh) -> LanguageModel | RewardModel:
     if dtype not in (jnp.float32, jnp.bfloat16):
         raise UserError(f"dtype must be float32 or bfloat16, not {dtype.name}")
-    model = LanguageModel(card.spec, Execution(dtype=dtype, constrain=rules.constrain(mesh)))
+    execution = Execution(dtype=dtype, constrain=rules.constrain(mesh))
+    if card.members is None:
+        model = LanguageModel(card.spec, execution)
+    else:
+        model = RewardModel(card.spec, card.members, execution)
     rules.check_divisible(mesh, model.axes, model.shapes)
     return model

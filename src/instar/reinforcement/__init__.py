@@ -1,0 +1,1 @@
+"""Reinforcement learning on sampled responses: the programs of which a PPO iteration is made."""
