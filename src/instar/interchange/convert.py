@@ -19,7 +19,7 @@ from instar.families.hub_config import HubConfig
 from instar.families.registry import FAMILIES
 from instar.interchange import safetensors
 from instar.interchange.card import ModelCard
-from instar.interchange.loading import find_checkpoint, read_card
+from instar.interchange.loading import find_checkpoint, read_card, refuse_reward_model
 from instar.interchange.parameters import (
     ForeignParameter,
     flatten,
@@ -119,6 +119,7 @@ def export_model(options: ExportOptions) -> None:
     if checkpoint is None:
         raise UserError(f"{options.checkpoint} is no checkpoint: give a run's folder")
     card = read_card(checkpoint)
+    refuse_reward_model(checkpoint, card, "has no place in the formats of language models")
     shapes = flatten(LanguageModel(card.spec).shapes)
 
     def read(path: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from instar.errors import UserError
 from instar.interchange.card import ModelCard
 from instar.interchange.model import Model
 from instar.interchange.parameters import flatten, load_params, match
+from instar.interchange.reward import LoadedRewardModel
 from instar.interchange.sources import open_foreign
 from instar.models.language_model import LanguageModel, Params
 from instar.models.transformer import Execution

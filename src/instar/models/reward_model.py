@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from instar.models.language_model import LanguageModel, Params
 from instar.models.parameters import Initialization
@@ -71,6 +72,50 @@ class RewardModel:
             for name, key in zip(self._names, keys, strict=True)
         ]
         return jnp.stack(each)
+
+    def rescaled(self, params: Params, gain: np.ndarray, offset: np.ndarray) -> Params:
+        """Parameters whose scores are gain * score + offset, by float [members] of each."""
+
+        def rescale(params: Params, gain: float, offset: float) -> Params:
+            head = params[SCORE_HEAD]
+            return params | {
+                SCORE_HEAD: {
+                    "kernel": head["kernel"] * gain,
+                    "bias": head["bias"] * gain + offset,
+                }
+            }
+
+        each = zip(self._names, map(float, gain), map(float, offset), strict=True)
+        return {name: rescale(params[name], *values) for name, *values in each}
+
+    def packed_scores(
+        self,
+        params: Params,
+        batch: dict[str, jax.Array],
+        *,
+        dropout: float = 0.0,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """What one member gives to texts that share rows.
+
+        Args:
+          params: of that member, see `member`.
+          batch: int `tokens`, `positions` and `segment_ids` [R, L], and `ends` [...], the places
+            row * L + column of the texts' last tokens.
+
+        Returns:
+          float32, of the shape of `ends`.
+        """
+        hidden, _ = self.model.apply(
+            params,
+            batch["tokens"],
+            positions=batch["positions"],
+            segment_ids=batch["segment_ids"],
+            dropout=dropout,
+            key=key,
+        )
+        # One number a position is little to bring together where the rows are on several devices.
+        return self.model.value_head(params)(hidden).reshape(-1)[batch["ends"]]
 
     def _score(
         self,

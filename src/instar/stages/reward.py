@@ -1,0 +1,220 @@
+"""Stage 3: a reward model, learnt from which of several completions people preferred."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from instar.data.completions import CompletionEncoder
+from instar.data.preferences import Comparisons
+from instar.errors import UserError
+from instar.interchange.card import ModelCard
+from instar.interchange.loading import Opened
+from instar.interchange.parents import pin
+from instar.interchange.reward import TextScores, encoder_of, template_source
+from instar.models.language_model import LanguageModel, Params
+from instar.models.reward_model import RewardModel
+from instar.objectives.preference import ranking_loss
+from instar.sharding import rules
+from instar.sharding.mesh import make_mesh
+from instar.sharding.processes import join_processes
+from instar.stages.reward_batches import ComparisonBatches
+from instar.stages.reward_config import RewardConfig
+from instar.stages.reward_normalise import Normaliser, demonstrations, sampler
+from instar.stages.run import Recipe, make_execution, make_layout, run
+from instar.training.flops import parameter_count, train_flops_per_token
+from instar.training.loop import Position
+from instar.training.state import TrainState
+from instar.training.step import LossSums
+
+# From what a reward model is made: language models, and reward models that are trained on.
+PARENTS = ("pretrain", "import", "sft", "reward")
+
+# --- The run ------------------------------------------------------------------------------------
+
+
+def reward(config: RewardConfig, workdir: str) -> TrainState:
+    """Trains a reward model on comparisons and writes a report; resumes where it was stopped.
+
+    Raises:
+      UserError: the parent or the data do not fit each other, or the mesh, the workdir or the sizes
+        do not; nothing is overwritten.
+      RunError: the run cannot go on.
+    """
+    join_processes()
+    folder = epath.Path(workdir)
+    parent = pin(folder, "parent", config.parent)
+    card = make_card(config, parent)
+    encoder, mesh = encoder_of(card), make_mesh(config.mesh)
+
+    # What is compared, and what is trained.
+    comparisons = Comparisons.open(config.data, encoder)
+    config = dataclasses.replace(config, steps=count_steps(config, len(comparisons)))
+    model = RewardModel(card.spec, card.members, make_execution(config, mesh))
+    check_sizes(config, model, encoder, mesh)
+    inputs = ComparisonBatches(
+        comparisons,
+        config.batch,
+        make_layout(config.batch, mesh),
+        members=model.members,
+        seed=config.seed,
+        row_length=config.data.max_length,
+    )
+
+    # What becomes of it in the end, and by what it is judged.
+    scores = TextScores(model, mesh)
+    finish = make_finish(config, parent, encoder, model, scores, mesh, folder)
+
+    recipe = Recipe(
+        name="reward",
+        card=card,
+        model=model,
+        loss=make_loss(model, config),
+        inputs=inputs,
+        start={"group": 0, "tokens": 0},
+        lineage=functools.partial(describe_lineage, comparisons, encoder, parent.lineage),
+        observe=lambda position: {"epoch/comparisons": position["group"] / len(comparisons)},
+        evaluations=(),
+        parameters=model.members * parameter_count(model.spec).total,
+        flops_per_token=train_flops_per_token(model.spec, config.data.max_length),
+        params=functools.partial(read_params, config, parent, model, mesh),
+        finish=finish,
+    )
+    return run(config, folder, mesh, recipe)
+
+
+# --- Its parts ----------------------------------------------------------------------------------
+
+
+def make_card(config: RewardConfig, parent: Opened) -> ModelCard:
+    """What the reward model is.
+
+    Raises:
+      UserError: nothing of the kind can be made of the parent.
+    """
+    stage, known = parent.lineage["stage"], parent.card.members
+    if stage not in PARENTS:
+        raise UserError(
+            f"parent {config.parent} comes from stage {stage}, and reward goes on from "
+            f"{', '.join(PARENTS)}"
+        )
+    if known is not None and config.members not in (None, known):
+        raise UserError(
+            f"parent {config.parent} is a reward model of {known} members, and members is "
+            f"{config.members}: leave members out"
+        )
+    return dataclasses.replace(
+        parent.card,
+        spec=parent.card.spec.replace(output="scalar"),
+        chat_template=template_source(parent.card, config.chat_template, config.parent),
+        members=known or config.members or 1,
+    )
+
+
+def count_steps(config: RewardConfig, groups: int) -> int:
+    """The steps of the config, or as many as read its epochs of `groups` groups."""
+    if config.steps is not None:
+        return config.steps
+    return max(math.ceil(config.epochs * groups / config.batch.size), 1)
+
+
+def check_sizes(
+    config: RewardConfig, model: RewardModel, encoder: CompletionEncoder, mesh: Mesh
+) -> None:
+    """Raises UserError where the texts, the tokenizer or the mesh do not fit the model."""
+    spec, vocabulary = model.spec, encoder.tokenizer.vocab_size
+    if config.data.max_length > spec.max_positions:
+        raise UserError(
+            f"data.max_length ({config.data.max_length}) exceeds the {spec.max_positions} "
+            f"positions of parent {config.parent}"
+        )
+    if spec.vocab_size < vocabulary:
+        raise UserError(
+            f"the vocabulary of parent {config.parent} ({spec.vocab_size}) is smaller than its "
+            f"tokenizer's ({vocabulary})"
+        )
+    rules.check_divisible(mesh, model.axes, model.shapes)
+
+
+def read_params(config: RewardConfig, parent: Opened, model: RewardModel, mesh: Mesh) -> Params:
+    """The parameters to begin with: a reward model's, or a language model's with fresh heads."""
+    dtype = jnp.dtype(jnp.float32)
+    if parent.card.members is not None:
+        return parent.read(model, dtype, mesh)
+    body = LanguageModel(parent.card.spec, model.execution)
+    params = model.from_language(parent.read(body, dtype, mesh), jax.random.key(config.seed))
+    # Each member needs memory of its own, which the run takes over.
+    return jax.tree.map(jnp.copy, params)
+
+
+def make_loss(model: RewardModel, config: RewardConfig) -> LossSums:
+    """The mean over members of what `ranking_loss` gives, summed over a microbatch's prompts.
+
+    The gradient of a member is what it would be alone.
+    """
+
+    def loss_sums(params: dict, frozen: None, batch: dict, key: jax.Array) -> tuple:
+        each = []
+        for index in range(model.members):
+            mine = {name: values[:, index] for name, values in batch.items()}
+            scores = model.packed_scores(
+                model.member(params, index),
+                mine,
+                dropout=config.dropout,
+                key=jax.random.fold_in(key, index),
+            )
+            loss, stats = ranking_loss(
+                scores, mine["ranks"], mine["mask"], config.margin, config.centring
+            )
+            prompts = stats["prompts"].astype(jnp.float32)
+            each.append(
+                {"loss": loss * prompts, "weight": prompts}
+                | {"accuracy": stats["accuracy"] * prompts}
+            )
+        sums = jax.tree.map(lambda *values: sum(values), *each)
+        means = jax.tree.map(lambda total: total / model.members, sums)
+        return sums["loss"], means | {"tokens": jnp.sum(batch["segment_ids"] > 0)}
+
+    return loss_sums
+
+
+def make_finish(
+    config: RewardConfig,
+    parent: Opened,
+    encoder: CompletionEncoder,
+    model: RewardModel,
+    scores: TextScores,
+    mesh: Mesh,
+    folder: epath.Path,
+) -> Callable[[TrainState], TrainState]:
+    """What `normalise` asks for after the last step. Raises UserError where it cannot be done."""
+    settings, positions = config.normalise, model.spec.max_positions
+    if settings.kind == "none":
+        return lambda state: state
+    if settings.kind == "demonstrations":
+        texts = demonstrations(settings, encoder, positions)
+        return Normaliser(lambda: texts, False, scores, model)
+    policy = parent
+    if settings.policy is not None:
+        policy = pin(folder, "policy", settings.policy)
+    texts = sampler(settings, policy, encoder, mesh, positions, config.seed)
+    return Normaliser(texts, True, scores, model)
+
+
+def describe_lineage(
+    comparisons: Comparisons, encoder: CompletionEncoder, parent: dict, position: Position
+) -> dict:
+    """Where a checkpoint comes from."""
+    return {
+        "parent": parent,
+        "tokenizer": encoder.tokenizer.digest,
+        "data": comparisons.digest,
+        "tokens": position["tokens"],
+        "instar": metadata.version("instar"),
+    }
