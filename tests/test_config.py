@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -55,6 +55,7 @@ class Stage:
     mesh: tuple[int, int] = (1, 1)
     evaluation: Evaluation | None = None
     limit: int | Literal["all"] = "all"
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         if self.optimizer.schedule.warmup_steps > self.steps:
@@ -125,6 +126,7 @@ def test_fields_left_out_of_a_nested_config_come_from_the_default_instance():
         ("evaluation.every", "5", lambda c: c.evaluation == Evaluation(every=5)),
         ("limit", "7", lambda c: c.limit == 7),
         ("limit", "all", lambda c: c.limit == "all"),
+        ("extra.a.b", "[1, {'c': None}]", lambda c: c.extra == {"a": {"b": (1, {"c": None})}}),
     ],
 )
 def test_overrides_reach_every_kind_of_field(config_file, key, text, expected):
@@ -263,11 +265,18 @@ def test_check_runs_innermost_first_and_on_defaults():
         ("sources.x.path", "a", ["sources.x", "index", "sources.0"]),
         ("sources.5.path", "a", ["sources.5", "has 2"]),
         ("mesh.2", "1", ["mesh.2", "2 entries"]),
+        ("extra.a.b.c", "1", ["extra.a.b", "1.5 (float)", "nothing below"]),
+        ("extra.list.x", "1", ["extra.list.x", "expected an index"]),
+        ("extra.list.2", "1", ["extra.list.2", "has 2"]),
     ],
 )
 def test_wrong_overrides_are_named(config_file, key, text, words):
     with pytest.raises(UserError) as caught:
-        load(config_file("c.steps = 10"), [(key, text)], Stage)
+        load(
+            config_file("c.steps = 10\nc.extra = {'a': {'b': 1.5}, 'list': [1, 2]}"),
+            [(key, text)],
+            Stage,
+        )
     for word in words:
         assert word in str(caught.value)
 

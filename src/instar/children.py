@@ -82,7 +82,7 @@ def _end_with_parent(held: int) -> None:
 
 
 def main() -> None:
-    """``python -m instar.children PIPE COMMAND ...``: `instar COMMAND ...` on the parent's leash."""
+    """``python -m instar.children PIPE COMMAND ...``: `instar COMMAND ...`, as long as PIPE."""
     held = int(sys.argv.pop(1))
     os.set_inheritable(held, False)
     threading.Thread(target=_end_with_parent, args=(held,), daemon=True).start()

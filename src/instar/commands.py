@@ -13,13 +13,14 @@ class Command:
     """Where a command's function is, and the schema of what it is told, as ``module:name``.
 
     With the schema of a config the function is called with (config, workdir), with that of options
-    with (options).
+    with (options). `together` says that several processes take it as one program.
     """
 
     summary: str
     function: str
     config: str | None = None
     options: str | None = None
+    together: bool = False
 
 
 COMMANDS = {
@@ -37,16 +38,34 @@ COMMANDS = {
         "trains a language model on a prepared data set, or goes on with a run that was stopped",
         function="instar.stages.pretrain:pretrain",
         config="instar.stages.pretrain:PretrainConfig",
+        together=True,
     ),
     "sft": Command(
         "fine-tunes a model on prepared dialogues",
         function="instar.stages.sft:sft",
         config="instar.stages.sft:SftConfig",
+        together=True,
+    ),
+    "reward": Command(
+        "trains a reward model on what people preferred",
+        function="instar.stages.reward:reward",
+        config="instar.stages.reward_config:RewardConfig",
+        together=True,
+    ),
+    "pipeline": Command(
+        "runs commands one after the other, each with its own config",
+        function="instar.stages.pipeline:pipeline",
+        config="instar.stages.pipeline:PipelineConfig",
     ),
     "report": Command(
         "writes the report of a run (DIR/report.html) again",
         function="instar.evaluation.report:report",
         options="instar.evaluation.report:ReportOptions",
+    ),
+    "lineage": Command(
+        "prints where a model comes from",
+        function="instar.interchange.lineage:lineage",
+        options="instar.interchange.lineage:LineageOptions",
     ),
     "import": Command(
         "makes a checkpoint of a Hugging Face folder or a GGUF file",

@@ -137,6 +137,8 @@ def _override(node: Any, keys: list[str], text: str, kind: Any, default: Any, pa
     if isinstance(child, list | dict):
         _override(child, rest, text, child_kind, child_default, child_path)
         _set(node, key, child)
+    elif child_kind is Any:
+        raise UserError(f"{child_path} is {schemas.value_text(child)} and has nothing below it")
     # Anything else is a value of the wrong type in the file, which `build` will report.
 
 
@@ -176,6 +178,8 @@ def _descend(kind: Any, default: Any, key: str, path: str) -> tuple[Any, Any]:
 
 
 def _index(key: str, values: list, path: str) -> int:
+    if not key.isdecimal():
+        raise UserError(f"{path}: expected an index; this is a list of {len(values)}")
     if int(key) >= len(values):
         raise UserError(f"{path}: there is no such entry; the list has {len(values)}")
     return int(key)

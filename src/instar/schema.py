@@ -2,7 +2,8 @@
 
 Field types: ``int``, ``float`` (finite; an int is accepted and converted), ``bool``, ``str``,
 ``Literal[...]``, unions such as ``X | None``, ``tuple[X, ...]`` and ``tuple[X, Y]`` (a list is
-accepted), ``dict[str, X]``, and other frozen dataclasses.
+accepted), ``dict[str, X]``, other frozen dataclasses, and ``Any``: any of these but a dataclass,
+nested at will, which another schema is the judge of.
 
 A dataclass may define ``check(self) -> None``, called after construction, innermost first, which
 raises `UserError` for values that are each of the right type but impossible, alone or together.
@@ -85,9 +86,21 @@ def convert(value: Any, kind: Any, path: str, base: Any) -> Any:
         return _convert_tuple(value, kind, path)
     if origin is dict:
         return _convert_dict(value, kind, path)
+    if kind is Any:
+        return _convert_anything(value, path)
     if kind not in _SCALARS:
         raise TypeError(f"{path}: a schema cannot have a field of type {kind}")
     return _convert_scalar(value, kind, path)
+
+
+def _convert_anything(value: Any, path: str) -> Any:
+    if isinstance(value, Mapping):
+        return _convert_dict(value, dict[str, Any], path)
+    if isinstance(value, list | tuple):
+        return _convert_tuple(value, tuple[Any, ...], path)
+    if value is None or isinstance(value, _SCALARS):
+        return value
+    raise _mismatch(value, Any, path)
 
 
 def _convert_scalar(value: Any, kind: type, path: str) -> Any:
@@ -182,7 +195,12 @@ def _hints(schema: type) -> dict[str, Any]:
 
 
 def container_of(kind: Any) -> Any:
-    """The arm of `kind` that has something below it: a dataclass, a tuple or a dict; or None."""
+    """The arm of `kind` that has something below it: a dataclass, a tuple or a dict; or None.
+
+    Below `Any` are names, as far as one can say.
+    """
+    if kind is Any:
+        return dict[str, Any]
     is_union = typing.get_origin(kind) in (Union, types.UnionType)
     for arm in typing.get_args(kind) if is_union else (kind,):
         if dataclasses.is_dataclass(arm) or typing.get_origin(arm) in (tuple, dict):
@@ -229,6 +247,8 @@ def type_name(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is types.NoneType:
         return "None"
+    if kind is Any:
+        return "any value"
     if origin is Literal:
         return " or ".join(repr(choice) for choice in arguments)
     if origin in (Union, types.UnionType):

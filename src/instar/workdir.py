@@ -59,18 +59,24 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> None:
             "its owner or mode"
         ) from None
     previous = read_json(path)
+    changed = changes(previous, config)
+    if changed:
+        raise UserError(
+            f"workdir {workdir} belongs to another config: {changed}; choose a new --workdir, or "
+            "undo the change"
+        )
+    if previous != config:
+        write_json(path, config)
+
+
+def changes(previous: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What a restart may not change and yet did, in words; "" where there is nothing."""
     changed = [
         f"{key} (was {old!r}, is {new!r})"
         for key, old, new in differences(previous, config)
         if key.split(".")[0] not in CHANGEABLE
     ]
-    if changed:
-        raise UserError(
-            f"workdir {workdir} belongs to another config: {'; '.join(changed[:6])}"
-            f"{' and more' if len(changed) > 6 else ''}; choose a new --workdir, or undo the change"
-        )
-    if previous != config:
-        write_json(path, config)
+    return "; ".join(changed[:6]) + (" and more" if len(changed) > 6 else "")
 
 
 def differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -147,13 +147,26 @@ def test_its_lineage_holds_the_parents(tuned, parent):
     assert lineage["parent"] == above | {"path": str((parent / "checkpoints/4").resolve())}
 
 
-def test_it_goes_on_where_it_was(tuned, config, tmp_path):
+def test_it_goes_on_where_it_was_though_its_parent_moved_on(tuned, parent, config, tmp_path):
     shutil.copytree(tuned, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "checkpoints/200")
-    done = instar("sft", "--config", config, "--workdir", tmp_path)
-    assert done.returncode == 0 and "resumed from the checkpoint of step 100" in done.stderr
+    # The parent's run has another checkpoint by now, and not the one that was read any more.
+    checkpoints, newer = parent / "checkpoints", parent / "checkpoints/5"
+    (checkpoints / "4").rename(newer)
+    lineage = newer / "lineage/lineage.json"
+    text = lineage.read_text()
+    lineage.write_text(json.dumps(json.loads(text) | {"step": 5, "params": "f" * 64}))
+    try:
+        done = instar("sft", "--config", config, "--workdir", tmp_path)
+    finally:
+        lineage.write_text(text)
+        newer.rename(checkpoints / "4")
+    assert done.returncode == 0, done.stderr
+    assert "resumed from the checkpoint of step 100" in done.stderr
     assert losses(tmp_path) == losses(tuned)
     assert final_fingerprint(tmp_path, 200) == final_fingerprint(tuned, 200)
+    of_both = [folder / "checkpoints/200/lineage/lineage.json" for folder in (tmp_path, tuned)]
+    assert of_both[0].read_text() == of_both[1].read_text()
 
 
 def test_an_exported_model_is_a_parent_as_well(tuned, config, tmp_path):

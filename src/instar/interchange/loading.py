@@ -16,10 +16,10 @@ from instar.interchange.card import ModelCard
 from instar.interchange.model import Model
 from instar.interchange.parameters import flatten, load_params, match
 from instar.interchange.reward import LoadedRewardModel
-from instar.interchange.sources import open_foreign
+from instar.interchange.sources import digest_of_files, open_foreign
 from instar.models.language_model import LanguageModel, Params
-from instar.models.transformer import Execution
 from instar.models.reward_model import RewardModel
+from instar.models.transformer import Execution
 from instar.sharding import rules
 from instar.sharding.mesh import MeshConfig, make_mesh
 from instar.training.checkpoint_files import CHECKPOINTS, absolute, newest, read_arrays, read_item
@@ -31,9 +31,9 @@ def load(
 ) -> Model | LoadedRewardModel:
     """Loads a model from an Instar checkpoint, a Hugging Face folder or a GGUF file.
 
-    Args:
     A checkpoint of the stage `reward` gives a `LoadedRewardModel`, everything else a `Model`.
 
+    Args:
       path: a run's workdir (its newest checkpoint), the folder of one checkpoint, a folder with a
         config.json and safetensors, or a .gguf file.
       dtype: that of the parameters and of the computation: "float32" or "bfloat16".
@@ -98,7 +98,14 @@ def open_model(path: epath.PathLike) -> Opened:
         parameters = match(foreign.layout, model, foreign.stored, foreign.source)
         return load_params(parameters, dtype, shardings.__getitem__)
 
-    lineage = {"stage": "import", "parent": None, "path": str(foreign.source), "tokens": 0}
+    lineage = {
+        "stage": "import",
+        "parent": None,
+        "path": str(foreign.source.absolute()),
+        "tokenizer": foreign.card.tokenizer and foreign.card.tokenizer.digest,
+        "tokens": 0,
+        "files": digest_of_files(foreign.source),
+    }
     return Opened(foreign.card, lineage, read_foreign)
 
 

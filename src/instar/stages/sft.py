@@ -8,7 +8,8 @@ from etils import epath
 from instar.data.dataset import TokenDataset
 from instar.errors import UserError
 from instar.interchange.card import ModelCard
-from instar.interchange.loading import Opened, open_model
+from instar.interchange.loading import Opened
+from instar.interchange.parents import pin
 from instar.sharding.mesh import make_mesh
 from instar.sharding.processes import join_processes
 from instar.stages.config import LanguageConfig
@@ -40,7 +41,8 @@ def sft(config: SftConfig, workdir: str) -> TrainState:
       RunError: the run cannot go on.
     """
     join_processes()
-    dataset, parent = TokenDataset.open(config.data.path), open_model(config.parent)
+    dataset = TokenDataset.open(config.data.path)
+    parent = pin(workdir, "parent", config.parent)
     check_parent(config, parent, dataset)
     mesh = make_mesh(config.mesh)
     model = make_model(config, parent.card.spec, dataset, mesh)

@@ -1,0 +1,112 @@
+"""What a run begins from, held on to: a newer checkpoint of its parent changes nothing for it.
+
+`parents.json` in a run's folder names, by role, the checkpoint that was read at its first start and
+the fingerprint of its parameters.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from instar.errors import UserError
+from instar.interchange.loading import Opened, open_model, read_card
+from instar.models.language_model import LanguageModel, Params
+from instar.training.checkpoint_files import absolute, newest, read_item
+from instar.workdir import read_json, write_json
+
+PARENTS = "parents.json"
+
+Read = Callable[[LanguageModel, jnp.dtype, Mesh], Params]
+
+
+def pin(workdir: epath.PathLike, role: str, path: epath.PathLike) -> Opened:
+    """Opens the model at `path`; for a run that has begun, the very one that it began with.
+
+    That one is written down when its parameters are read, which must be after the workdir is
+    claimed. It is found again by its fingerprint, in its place or below `path`. Where it is gone, a
+    run that has a checkpoint goes on without its "parent": what is known of it comes from there,
+    and only its parameters cannot be read.
+
+    Args:
+      workdir: the run's folder, which may not exist yet.
+      role: what the model is to the run: "parent" is what it trains further; others ("reward",
+        "base") are needed at every start. A run's lineage names each under its role.
+      path: as `open_model` takes it.
+
+    Raises:
+      UserError: there is no model, or not any more the one that the run began with.
+    """
+    workdir = epath.Path(workdir)
+    own, lineage = _own_checkpoint(workdir)
+    held = _held(workdir).get(role) or lineage.get(role)
+    if held is None:
+        opened = open_model(path)
+        return dataclasses.replace(opened, read=_remembering(workdir, role, opened))
+    for place in _places(held, path):
+        try:
+            opened = open_model(place)
+        except UserError:
+            continue
+        if identity(opened.lineage) == identity(held):
+            return opened
+    gone = (
+        f"{role} {held['path']} is gone, or no longer the model with the fingerprint "
+        f"{str(identity(held))[:12]} that {workdir} began with: restore it, or choose a new "
+        "--workdir"
+    )
+    if role == "parent" and lineage.get(role):
+        return Opened(read_card(own), lineage[role], _refusing(gone))
+    raise UserError(gone)
+
+
+def identity(lineage: dict[str, Any]) -> str | None:
+    """What tells a model from others: the fingerprint of its parameters, or of others' files."""
+    return lineage.get("params") or lineage.get("files")
+
+
+def _own_checkpoint(workdir: epath.Path) -> tuple[epath.Path | None, dict[str, Any]]:
+    """The newest of the run's own and its lineage; one that is damaged is passed over."""
+    for checkpoint in newest(workdir):
+        with contextlib.suppress(UserError):
+            return checkpoint, read_item(checkpoint, "lineage")
+    return None, {}
+
+
+def _held(workdir: epath.Path) -> dict[str, dict[str, Any]]:
+    path = workdir / PARENTS
+    return read_json(path) if path.exists() else {}
+
+
+def _places(held: dict[str, Any], path: epath.PathLike) -> Iterator[epath.PathLike]:
+    """Where the model may lie: it stays the same when the folder that holds it is moved."""
+    yield held["path"]
+    yield path
+    yield from newest(absolute(path))
+
+
+def _remembering(workdir: epath.Path, role: str, opened: Opened) -> Read:
+    """`opened.read`, after which the workdir says what was read."""
+
+    def read(model: LanguageModel, dtype: jnp.dtype, mesh: Mesh) -> Params:
+        params = opened.read(model, dtype, mesh)
+        if jax.process_index() == 0:
+            names = ("stage", "step", "path", "params", "files")
+            held = {name: opened.lineage[name] for name in names if name in opened.lineage}
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(workdir / PARENTS, _held(workdir) | {role: held})
+        return params
+
+    return read
+
+
+def _refusing(reason: str) -> Read:
+    def read(model: LanguageModel, dtype: jnp.dtype, mesh: Mesh) -> Params:
+        raise UserError(reason)
+
+    return read
