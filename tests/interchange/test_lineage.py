@@ -76,22 +76,19 @@ def test_the_parent_stays_the_one_that_was_read(folder, tmp_path):
     assert pin(work, "parent", moved).lineage["path"] == str(moved / "checkpoints/0")
 
 
-@pytest.mark.parametrize("role", ["parent", "reward"])
-def test_a_model_that_is_gone_is_missed_only_where_it_is_needed(role, folder, tmp_path):
+def test_a_model_that_is_gone_is_missed_only_where_it_is_needed(folder, tmp_path):
     run, work = folder / "run", tmp_path / "work"
-    opened = pin(work, role, run)
+    opened = pin(work, "reward", run)
     read(opened)
-    own = checkpoint(work, 3, run, stage="sft", **{role: opened.lineage})
+    own = checkpoint(work, 3, run, stage="ppo", reward=opened.lineage)
     shutil.copytree(own, work / "checkpoints/4")
     shutil.rmtree(work / "checkpoints/4/lineage")  # a damaged one says nothing
     (work / "parents.json").unlink()  # its own checkpoint says the same
     shutil.rmtree(run / "checkpoints/0")
-    message = f"{role} {opened.lineage['path']} is gone, or no longer the model with"
-    if role == "reward":
-        with pytest.raises(UserError, match=message):
-            pin(work, role, run)
-        return
-    again = pin(work, role, run)
+    message = f"reward {opened.lineage['path']} is gone, or no longer the model with"
+    with pytest.raises(UserError, match=message):
+        pin(work, "reward", run)
+    again = pin(work, "reward", run, needed=False)
     assert again.lineage == opened.lineage and again.card.spec == opened.card.spec
     with pytest.raises(UserError, match=message):
         read(again)
@@ -101,7 +98,7 @@ def test_a_parent_that_is_gone_before_the_first_checkpoint_is_missed(folder, tmp
     read(pin(tmp_path / "work", "parent", folder / "run"))
     shutil.rmtree(folder / "run/checkpoints/0")
     with pytest.raises(UserError, match="is gone, or no longer the model with"):
-        pin(tmp_path / "work", "parent", folder / "run")
+        pin(tmp_path / "work", "parent", folder / "run", needed=False)
 
 
 def test_another_model_in_its_place_is_not_taken_for_it(folder, tmp_path):

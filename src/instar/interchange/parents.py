@@ -25,19 +25,20 @@ PARENTS = "parents.json"
 Read = Callable[[LanguageModel, jnp.dtype, Mesh], Params]
 
 
-def pin(workdir: epath.PathLike, role: str, path: epath.PathLike) -> Opened:
+def pin(workdir: epath.PathLike, role: str, path: epath.PathLike, *, needed: bool = True) -> Opened:
     """Opens the model at `path`; for a run that has begun, the very one that it began with.
 
-    That one is written down when its parameters are read, which must be after the workdir is
-    claimed. It is found again by its fingerprint, in its place or below `path`. Where it is gone, a
-    run that has a checkpoint goes on without its "parent": what is known of it comes from there,
-    and only its parameters cannot be read.
+    That one is written down by `hold`, which the first reading of its parameters calls: both belong
+    after the workdir is claimed. It is found again by its fingerprint, in its place or below
+    `path`.
 
     Args:
       workdir: the run's folder, which may not exist yet.
-      role: what the model is to the run: "parent" is what it trains further; others ("reward",
-        "base") are needed at every start. A run's lineage names each under its role.
+      role: what the model is to the run ("parent", "reward"); a run's lineage names it so, too.
       path: as `open_model` takes it.
+      needed: whether its parameters are read at every start. Where not, a run that has a checkpoint
+        goes on though the model is gone: its lineage and a card come from the run's own checkpoint,
+        and reading it raises the UserError.
 
     Raises:
       UserError: there is no model, or not any more the one that the run began with.
@@ -47,7 +48,7 @@ def pin(workdir: epath.PathLike, role: str, path: epath.PathLike) -> Opened:
     held = _held(workdir).get(role) or lineage.get(role)
     if held is None:
         opened = open_model(path)
-        return dataclasses.replace(opened, read=_remembering(workdir, role, opened))
+        return dataclasses.replace(opened, read=_holding(workdir, role, opened))
     for place in _places(held, path):
         try:
             opened = open_model(place)
@@ -60,9 +61,21 @@ def pin(workdir: epath.PathLike, role: str, path: epath.PathLike) -> Opened:
         f"{str(identity(held))[:12]} that {workdir} began with: restore it, or choose a new "
         "--workdir"
     )
-    if role == "parent" and lineage.get(role):
+    if not needed and lineage.get(role):
         return Opened(read_card(own), lineage[role], _refusing(gone))
     raise UserError(gone)
+
+
+def hold(workdir: epath.PathLike, role: str, opened: Opened) -> None:
+    """Writes down in a claimed workdir which model `opened` is; the first word holds."""
+    workdir = epath.Path(workdir)
+    held = _held(workdir)
+    if role in held or jax.process_index() != 0:
+        return
+    names = ("stage", "step", "path", "params", "files")
+    facts = {name: opened.lineage[name] for name in names if name in opened.lineage}
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / PARENTS, held | {role: facts})
 
 
 def identity(lineage: dict[str, Any]) -> str | None:
@@ -90,16 +103,12 @@ def _places(held: dict[str, Any], path: epath.PathLike) -> Iterator[epath.PathLi
     yield from newest(absolute(path))
 
 
-def _remembering(workdir: epath.Path, role: str, opened: Opened) -> Read:
+def _holding(workdir: epath.Path, role: str, opened: Opened) -> Read:
     """`opened.read`, after which the workdir says what was read."""
 
     def read(model: LanguageModel, dtype: jnp.dtype, mesh: Mesh) -> Params:
         params = opened.read(model, dtype, mesh)
-        if jax.process_index() == 0:
-            names = ("stage", "step", "path", "params", "files")
-            held = {name: opened.lineage[name] for name in names if name in opened.lineage}
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_json(workdir / PARENTS, _held(workdir) | {role: held})
+        hold(workdir, role, opened)
         return params
 
     return read

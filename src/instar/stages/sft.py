@@ -42,7 +42,7 @@ def sft(config: SftConfig, workdir: str) -> TrainState:
     """
     join_processes()
     dataset = TokenDataset.open(config.data.path)
-    parent = pin(workdir, "parent", config.parent)
+    parent = pin(workdir, "parent", config.parent, needed=False)
     check_parent(config, parent, dataset)
     mesh = make_mesh(config.mesh)
     model = make_model(config, parent.card.spec, dataset, mesh)
