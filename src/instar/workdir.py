@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -69,12 +69,16 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> None:
         write_json(path, config)
 
 
-def changes(previous: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """What a restart may not change and yet did, in words; "" where there is nothing."""
+def changes(
+    previous: Mapping[str, Any],
+    config: Mapping[str, Any],
+    changeable: Collection[str] = CHANGEABLE,
+) -> str:
+    """What changed beside the sections that may, in words; "" where nothing did."""
     changed = [
         f"{key} (was {old!r}, is {new!r})"
         for key, old, new in differences(previous, config)
-        if key.split(".")[0] not in CHANGEABLE
+        if key.split(".")[0] not in changeable
     ]
     return "; ".join(changed[:6]) + (" and more" if len(changed) > 6 else "")
 

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from etils import epath
 from runs import DATA_CONFIG, environment, final_fingerprint, losses
 
 from instar import cli
@@ -178,11 +179,25 @@ def test_a_command_with_options_is_told_them_as_words():
         plan(StepConfig("model", "import", options={"from_": "a"}), ".")
 
 
+def test_every_option_of_a_step_that_is_done_counts(tmp_path):
+    kept = Records(epath.Path(tmp_path), primary=True)
+    steps = [
+        plan(StepConfig("out", "export", options={"checkpoint": name, "to": "x"}), ".")
+        for name in ("a", "b")
+    ]
+    kept.start(steps[0])
+    kept.check(steps[1])  # it is not done
+    kept.end(0)
+    kept.check(steps[0])
+    with pytest.raises(UserError, match=r"step out of .* checkpoint .was 'a', is 'b'"):
+        kept.check(steps[1])
+
+
 @pytest.mark.parametrize(("code", "status"), [(0, "done"), (1, "failed"), (143, "stopped")])
 def test_a_step_of_the_first_process_alone_is_waited_for(tmp_path, monkeypatch, code, status):
     monkeypatch.setattr(pipeline, "LOOK_SECONDS", 0.01)
     step = plan(StepConfig("model", "import", options={"from_": "a", "to": "b"}), ".")
-    first, second = (Records(pipeline.epath.Path(tmp_path), primary) for primary in (True, False))
+    first, second = (Records(epath.Path(tmp_path), primary) for primary in (True, False))
     ended = []
 
     def wait() -> None:

@@ -20,7 +20,7 @@ from instar.children import Children
 from instar.commands import COMMANDS, resolve
 from instar.config import load
 from instar.errors import UserError
-from instar.workdir import changes, read_json, write_json
+from instar.workdir import CHANGEABLE, changes, read_json, write_json
 
 RECORD = "pipeline.json"
 # How often a step under way writes down its time, and how often one looks for another's word.
@@ -278,13 +278,15 @@ class Records:
 
     def check(self, step: Step) -> None:
         """Raises UserError where a step is done and was told something else."""
-        record = self._read().get(step.name, {})
         if not self.done(step):
             return
+        record = self._read()[step.name]
         if record["command"] != step.command:
             changed = f"command (was {record['command']!r}, is {step.command!r})"
         else:
-            changed = changes(record["told"], step.told)
+            # Options have no sections, though one may be called as a section is.
+            changeable = CHANGEABLE if step.folder is not None else ()
+            changed = changes(record["told"], step.told, changeable)
         if changed:
             raise UserError(
                 f"step {step.name} of {self._workdir} is done with another config: {changed}; "
