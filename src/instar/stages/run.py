@@ -18,7 +18,7 @@ from instar.models.transformer import Execution
 from instar.sharding import rules
 from instar.sharding.inputs import BatchLayout
 from instar.stages.config import BatchConfig, RunConfig
-from instar.training.hardware import describe_hardware, peak_of_devices
+from instar.training.hardware import Peak, describe_hardware, peak_of_devices
 from instar.training.loop import Evaluation, LoopConfig, Position, Stage, train
 from instar.training.optimizer import make_optimizer, make_schedule
 from instar.training.state import (
@@ -96,13 +96,7 @@ def run(config: RunConfig, folder: epath.Path, mesh: Mesh, recipe: Recipe) -> Tr
     # Only now is anything written.
     claim(folder, run_config)
     peak = peak_of_devices()
-    facts = {
-        "hardware": describe_hardware(),
-        "mesh": dict(mesh.shape),
-        "peak": to_dict(peak),
-        "parameters": recipe.parameters,
-        "flops_per_token": recipe.flops_per_token,
-    }
+    facts = facts_of(mesh, peak, recipe.parameters, recipe.flops_per_token)
 
     def on_start(step: int) -> None:
         record_start(folder, step, facts=facts)
@@ -124,12 +118,33 @@ def run(config: RunConfig, folder: epath.Path, mesh: Mesh, recipe: Recipe) -> Tr
         on_start=on_start,
         card=recipe.card.to_json(),
     )
+    return conduct(stage, config, folder, recipe.conclude)
+
+
+def conduct(
+    stage: Stage,
+    config: RunConfig,
+    folder: epath.Path,
+    conclude: Callable[[TrainState], None] = lambda state: None,
+) -> TrainState:
+    """Runs a stage to its end in a claimed folder, concludes, and writes the report."""
     loop = LoopConfig(config.steps, config.checkpoint, config.failure, config.logging)
-    state = train(stage, loop, folder, run_config)
-    recipe.conclude(state)
+    state = train(stage, loop, folder, to_dict(config))
+    conclude(state)
     if jax.process_index() == 0:
         write_report(folder)
     return state
+
+
+def facts_of(mesh: Mesh, peak: Peak, parameters: int, flops_per_token: float) -> dict:
+    """What a run's folder says of the machine and of the cost of a token."""
+    return {
+        "hardware": describe_hardware(),
+        "mesh": dict(mesh.shape),
+        "peak": to_dict(peak),
+        "parameters": parameters,
+        "flops_per_token": flops_per_token,
+    }
 
 
 def make_layout(config: BatchConfig, mesh: Mesh) -> BatchLayout:

@@ -55,6 +55,7 @@ class Stage:
       flops_per_token: model FLOP of a training token; `peak`: those of all devices a second.
       on_start: called once with the step at which the run starts or resumes.
       finish: what becomes of the state after the last step, before it is evaluated and saved.
+      watch: reads the scalars of each step, may add to them, and says what is alarming in them.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Stage:
     on_start: Callable[[int], None]
     evaluations: tuple[Evaluation, ...] = ()
     finish: Callable[[TrainState], TrainState] = lambda state: state
+    watch: Callable[[int, Scalars], list[str]] = lambda step, scalars: []
     card: dict[str, Any] = field(default_factory=dict)
 
 
@@ -188,13 +190,16 @@ class _Run:
 
     def _record(self, step: int, scalars: Scalars) -> None:
         """Takes the metrics of a step, which arrive a few steps after it."""
-        position = self.positions.pop(step)
+        stage, position = self.stage, self.positions.pop(step)
         loss, skipped = scalars["loss"], scalars["skipped"] > 0
         scalars["spike"] = float(not skipped and self.spikes.is_spike(loss))
         self.progress.update(step, loss, scalars["tokens"])
-        scalars |= self.stage.observe(position) | self.progress.throughput()
-        if step % self.config.logging.every == 0 or skipped or scalars["spike"]:
+        scalars |= stage.observe(position) | self.progress.throughput()
+        alarms = stage.watch(step, scalars)
+        if step % self.config.logging.every == 0 or skipped or scalars["spike"] or alarms:
             self.writer.write(step, scalars)
+        for alarm in alarms:
+            self.progress.message(f"step {step}: ALARM: {alarm}")
         if scalars["spike"]:
             self.progress.message(f"step {step}: loss spike ({loss:.4f})")
         if skipped:
