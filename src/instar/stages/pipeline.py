@@ -6,6 +6,7 @@ written down in the workdir, and is not done again.
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -212,7 +213,7 @@ def _take(step: Step, records: "Records", children: Children, console: Console) 
         _wait(step, records, children)
         return
     if records.primary:
-        console.print(f"{step.name}: instar {' '.join(step.words)}", markup=False)
+        console.print(f"{step.name}: instar {shlex.join(step.words)}", markup=False)
     records.start(step)
     code = children.run(step.words, records.tick, RECORD_SECONDS)
     records.end(code)
