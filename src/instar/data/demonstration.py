@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from etils import epath
+from rich.console import Console
 
 from instar.data.demonstration_leaks import SHARE, SHINGLE, NearDuplicates, words_of
 from instar.data.demonstration_ratings import RatedSentence, read_ratings
@@ -98,7 +99,12 @@ def demonstration(options: DemonstrationOptions) -> dict:
         "imdb_sentences": len(more),
         **label_facts,
     }
-    return _write(epath.Path(options.to), files, facts)
+    facts = _write(epath.Path(options.to), files, facts)
+    Console(stderr=True).print(
+        f"{options.to}: {len(training):,} sentences to learn from, {len(held_out):,} held out, "
+        f"{facts['label_pairs']:,} pairs by label"
+    )
+    return facts
 
 
 # ---------------------------------------------------------------------------------------------
