@@ -26,10 +26,12 @@ MAY_IMPORT = {
     "sharding": {"models"},
     "training": {"models", "objectives", "sharding", "workdir"},
     "generation": {"models", "sharding"},
+    "reinforcement": {"models", "sharding", "objectives", "training", "generation"},
     "interchange": BELOW_EVALUATION | {"workdir"},
     "serving": {"data", "generation", "interchange"},
     "evaluation": BELOW_EVALUATION | {"workdir"},
     "stages": BELOW_EVALUATION
+    | {"reinforcement"}
     | {*("interchange", "evaluation", "workdir", "arguments", "commands", "children")},
 }
 

@@ -52,6 +52,12 @@ COMMANDS = {
         config="instar.stages.reward_config:RewardConfig",
         together=True,
     ),
+    "ppo": Command(
+        "improves a model by reinforcement, against a reward model or any function",
+        function="instar.stages.ppo:ppo",
+        config="instar.stages.ppo_config:PpoConfig",
+        together=True,
+    ),
     "pipeline": Command(
         "runs commands one after the other, each with its own config",
         function="instar.stages.pipeline:pipeline",
