@@ -4,6 +4,7 @@ A text in a message cannot pose as control: a user that writes ``<|im_end|>`` en
 the template's own ``<|im_end|>`` is the token.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -94,6 +95,11 @@ def _special_tokens(tokenizer: Tokenizer, template: ChatTemplate) -> dict[str, i
 
 def _any_of(names: Iterable[str]) -> str:
     """Returns an expression for any of the names, the longest that matches."""
+    return _alternatives(tuple(names))
+
+
+@functools.cache
+def _alternatives(names: tuple[str, ...]) -> str:
     return "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
 
 
@@ -124,9 +130,13 @@ def _break_spellings(
 
 def _unfinished(content: str, special: Mapping[str, int]) -> set[int]:
     """Returns where a special token starts that what comes after the content could complete."""
-    longest = max(map(len, special))
-    return {
-        start
-        for start in range(max(0, len(content) - longest + 1), len(content))
-        if any(name.startswith(content[start:]) for name in special)
-    }
+    beginnings, longest = _beginnings(tuple(special))
+    starts = range(max(0, len(content) - longest + 1), len(content))
+    return {start for start in starts if content[start:] in beginnings}
+
+
+@functools.cache
+def _beginnings(names: tuple[str, ...]) -> tuple[frozenset[str], int]:
+    """Every beginning of the names, and the length of the longest name."""
+    begun = {name[:end] for name in names for end in range(1, len(name) + 1)}
+    return frozenset(begun), max(map(len, names))

@@ -142,8 +142,10 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         parts = [self._split(text) for text in texts]
         whole = list(itertools.chain.from_iterable(parts))
-        threads = -1 if sum(map(len, whole)) > _SHORT_BATCH else 1
-        encoded = iter(self._processor.encode(whole, num_threads=threads))
+        if sum(map(len, whole)) > _SHORT_BATCH:
+            encoded = iter(self._processor.encode(whole, num_threads=-1))
+        else:  # a call with a list starts a pool of threads, which costs more than a short text
+            encoded = map(self._processor.encode, whole)
         return [self._join(list(itertools.islice(encoded, len(part)))) for part in parts]
 
     def _split(self, text: str) -> list[str]:
