@@ -41,12 +41,15 @@ from instar.training.fingerprint import combine, leaf_print
 
 DType = Literal["float32", "bfloat16"]
 
+TOKENIZER = "tokenizer"
+
 
 @dataclass(frozen=True)
 class ImportOptions:
     """A model that others made becomes an Instar checkpoint, from which any stage goes on.
 
-    `from` is a folder with a config.json and safetensors, or a .gguf file; `to` a new folder.
+    `from` is a folder with a config.json and safetensors, or a .gguf file; `to` a new folder, in
+    whose `tokenizer/` is what data for the model is to be prepared with.
     `dtype` is that of the parameters: float32 to train on.
     """
 
@@ -105,6 +108,8 @@ def import_model(options: ImportOptions) -> None:
     items = {"model": foreign.card.to_json(), "lineage": lineage}
     with _new_folder(target) as folder:
         write_model(folder / CHECKPOINTS / "0", params, items)
+        if foreign.card.tokenizer is not None:
+            foreign.card.tokenizer.save(folder / TOKENIZER)
     print(f"{foreign.source} -> {target} ({_describe(foreign.card.spec, parameters)})")
 
 
