@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from instar.data.chat_template import Message
+from instar.data.completions import Prompt
 from instar.errors import UserError
 
-Prompt = str | list[Message]
 Scorer = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
 
 

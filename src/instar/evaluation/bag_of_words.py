@@ -1,0 +1,183 @@
+"""Ridge regression on the words of a text: a judge, and the baseline of a reward model."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from instar.data.completion_files import finite, required
+from instar.data.completions import Prompt, prompt_messages
+from instar.data.formats import READERS, Broken
+from instar.data.streams import DamagedFile
+from instar.errors import UserError
+
+# What the cross-validation chooses from: the penalty, and how much an extra text counts.
+_ALPHAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+_EXTRA_WEIGHTS = (0.03, 0.1, 0.3)
+_FOLDS = 5
+
+
+def text_of(prompt: Prompt, completion: str, whole: bool = True) -> str:
+    """What a judge of texts reads: the user's last message and the completion behind it.
+
+    Args:
+      whole: False for the completion alone.
+
+    Raises:
+      UserError: the prompt is malformed.
+    """
+    return prompt_messages(prompt)[-1]["content"] + completion if whole else completion
+
+
+def read_ratings(path: epath.PathLike, whole: bool = True) -> tuple[list[str], np.ndarray]:
+    """The texts, see `text_of`, and ratings, float64 [N], of a JSON lines file of ratings.
+
+    Raises:
+      UserError: the file cannot be read, or a line is no rating.
+    """
+    texts, ratings = [], []
+    try:
+        for number, record in enumerate(READERS["jsonl"](epath.Path(path), None, 0), 1):
+            try:
+                if isinstance(record, Broken):
+                    raise UserError(record.reason)
+                prompt, completion = required(record, "prompt"), required(record, "completion")
+                if not isinstance(completion, str):
+                    raise UserError(f"completion must be a text, not {type(completion).__name__}")
+                texts.append(text_of(prompt, completion, whole))
+                ratings.append(finite(required(record, "rating"), "rating"))
+            except UserError as error:
+                raise UserError(f"ratings {path}, line {number}: {error}; correct it") from None
+    except (OSError, DamagedFile) as error:
+        raise UserError(f"ratings {path} cannot be read ({error})") from None
+    return texts, np.asarray(ratings, np.float64)
+
+
+@dataclass(frozen=True)
+class BagOfWords:
+    """A linear function of the TF-IDF of a text's words and pairs of words.
+
+    Attributes:
+      vectorizer: scikit-learn's TfidfVectorizer, fitted.
+      regression: scikit-learn's Ridge, fitted.
+      facts: `texts`, `extra`, `features`, `alpha` (the penalty), `extra_weight` (0 where the extra
+        did not help) and `error`, the mean squared error in the cross-validation that chose them.
+    """
+
+    vectorizer: Any
+    regression: Any
+    facts: dict[str, float]
+
+    @classmethod
+    def fit(
+        cls,
+        texts: Sequence[str],
+        ratings: np.ndarray,
+        weights: np.ndarray | None = None,
+        extra: tuple[Sequence[str], np.ndarray] | None = None,
+    ) -> "BagOfWords":
+        """Fits the model; a 5-fold cross-validation of `texts` chooses the penalty.
+
+        Args:
+          texts: N texts.
+          ratings: [N].
+          weights: [N], how much each counts; None for all the same.
+          extra: more texts and ratings, of another scale perhaps: they are brought to the mean and
+            standard deviation of `ratings`. Then how much each of them counts is chosen by how well
+            `texts` are predicted, with the penalty that is best without them.
+
+        Raises:
+          UserError: scikit-learn is missing, or there are fewer than ten texts, or no words.
+        """
+        _sklearn("")
+        if len(texts) < 2 * _FOLDS:
+            raise UserError(
+                f"a bag of words needs at least {2 * _FOLDS} ratings, not {len(texts)}: give more"
+            )
+        ratings = np.asarray(ratings, np.float64)
+        weights = np.ones(len(ratings)) if weights is None else np.asarray(weights, np.float64)
+        more, more_ratings = ([], np.zeros(0)) if extra is None else extra
+        vectorizer, features = _vectorized([*texts, *more])
+        targets = np.concatenate([ratings, _rescaled(more_ratings, ratings)])
+
+        def weighted(extra_weight: float) -> np.ndarray:
+            return np.concatenate([weights, np.full(len(more), extra_weight)])
+
+        count = len(texts)
+        alone = {
+            alpha: _error(features[:count], ratings, weights, count, alpha) for alpha in _ALPHAS
+        }
+        alpha = min(alone, key=alone.__getitem__)
+        errors = {0.0: alone[alpha]}
+        for share in _EXTRA_WEIGHTS if len(more) else ():
+            errors[share] = _error(features, targets, weighted(share), count, alpha)
+        share = min(errors, key=errors.__getitem__)
+        facts = {
+            "texts": count,
+            "extra": len(more),
+            "features": features.shape[1],
+            "alpha": alpha,
+            "extra_weight": share,
+            "error": errors[share],
+        }
+        return cls(vectorizer, _ridge(features, targets, weighted(share), alpha), facts)
+
+    def score(self, texts: Sequence[str]) -> np.ndarray:
+        """The ratings float64 [N] that the model expects of N texts."""
+        if not len(texts):
+            return np.zeros(0)
+        return self.regression.predict(self.vectorizer.transform(texts))
+
+
+def _sklearn(module: str) -> Any:
+    """A module of scikit-learn, which only those who judge by words install."""
+    try:
+        return importlib.import_module(f"sklearn.{module}" if module else "sklearn")
+    except ImportError:
+        raise UserError(
+            'a bag of words needs scikit-learn: install Instar with the extra "demo"'
+        ) from None
+
+
+def _vectorized(texts: Sequence[str]) -> tuple[Any, Any]:
+    """The fitted vectorizer and the features, sparse float64 [len(texts), features]."""
+    vectorizer = _sklearn("feature_extraction.text").TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\b\w+\b"
+    )
+    try:
+        return vectorizer, vectorizer.fit_transform(texts)
+    except ValueError as error:
+        raise UserError(f"no bag of words can be made of these texts: {error}") from None
+
+
+def _rescaled(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """`values` with the mean and the standard deviation of `like`."""
+    values = np.asarray(values, np.float64)
+    if not len(values):
+        return values
+    return (values - values.mean()) * (like.std() / (values.std() or 1.0)) + like.mean()
+
+
+def _ridge(features: Any, targets: np.ndarray, weights: np.ndarray, alpha: float) -> Any:
+    regression = _sklearn("linear_model").Ridge(alpha=alpha, solver="sparse_cg")
+    return regression.fit(features, targets, sample_weight=weights)
+
+
+def _error(
+    features: Any, targets: np.ndarray, weights: np.ndarray, count: int, alpha: float
+) -> float:
+    """The weighted mean squared error on the first `count` rows, each predicted without its fold.
+
+    The other rows are learnt from in every fold.
+    """
+    folds = np.random.default_rng(0).permutation(count) % _FOLDS
+    squares = np.zeros(count)
+    for fold in range(_FOLDS):
+        held_out = np.flatnonzero(folds == fold)
+        learnt = np.setdiff1d(np.arange(len(targets)), held_out)
+        regression = _ridge(features[learnt], targets[learnt], weights[learnt], alpha)
+        squares[held_out] = (regression.predict(features[held_out]) - targets[held_out]) ** 2
+    return float(np.average(squares, weights=weights[:count]))
