@@ -6,8 +6,8 @@ usage() {
   cat <<'TEXT'
 usage: launch/local.sh COMMAND [ARGUMENT ...]
 
-  quickstart [ARGUMENT ...]  prepares the demonstration set and pretrains a small model on it in
-                             runs/quickstart (arguments go to `instar pretrain`)
+  quickstart [ARGUMENT ...]  takes a small model through all four stages on film reviews, in
+                             runs/quickstart (arguments go to `instar pipeline`)
   chat [ARGUMENT ...]        talks with a model in this terminal; without --model with
                              SmolLM2-135M-Instruct, which is fetched first (98 MB)
   smollm2                    fetches that model and prints where its file is
@@ -163,9 +163,20 @@ enter() {
 # ----------------------------------------------------------------------------------------------
 
 quickstart() {
+  local archive
+  archive="$(ratings)"
   cd "$root"
-  instar prepare --config configs/data/quickstart.py --workdir runs/quickstart/data
-  exec instar pretrain --config configs/pretrain/quickstart.py --workdir runs/quickstart/pretrain "$@"
+  # What was compiled is kept, for a chain that is stopped and goes on.
+  export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$venv/compiled}"
+  instar pipeline --config configs/pipeline/quickstart.py --workdir runs/quickstart \
+    --config.stages.0.options.ratings="$archive" "$@"
+  cat <<'TEXT'
+
+The report is runs/quickstart/report.html. Talk with the result, which goes on with how a film
+review begins ("The film"):
+
+  ./launch/local.sh chat --model runs/quickstart/ppo
+TEXT
 }
 
 # The model is a file in a Python package, whose code and whose dependencies are not needed.

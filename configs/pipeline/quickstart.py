@@ -15,14 +15,13 @@ STAGES = (
         ),
     ),
     dict(name="data", command="prepare", config="configs/data/quickstart.py"),
-    dict(
-        name="pretrain",
-        command="pretrain",
-        config="configs/pretrain/quickstart.py",
-        overrides=dict(data=dict(path="{workdir}/data")),
-    ),
+    dict(name="pretrain", command="pretrain", config="configs/pretrain/quickstart.py"),
+    dict(name="dialogues", command="prepare", config="configs/data/quickstart_dialogues.py"),
+    dict(name="sft", command="sft", config="configs/sft/quickstart.py"),
+    dict(name="reward", command="reward", config="configs/reward/quickstart.py"),
+    dict(name="ppo", command="ppo", config="configs/ppo/quickstart.py"),
 )
 
 
 def get_config() -> ConfigDict:
-    return ConfigDict(dict(stages=STAGES))
+    return ConfigDict(dict(stages=STAGES, home="runs/quickstart"))

@@ -1,6 +1,6 @@
 """PPO of the quickstart's model towards what people rated as positive.
 
-    instar ppo --config configs/ppo/quickstart.py --workdir runs/quickstart/ppo
+instar ppo --config configs/ppo/quickstart.py --workdir runs/quickstart/ppo
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """Fine-tuning the quickstart's model to begin, go on and end as sentences of film reviews do.
 
-    instar sft --config configs/sft/quickstart.py --workdir runs/quickstart/sft
+instar sft --config configs/sft/quickstart.py --workdir runs/quickstart/sft
 """
 
 from ml_collections import ConfigDict

@@ -225,3 +225,17 @@ def test_every_step_of_a_chain_that_is_shipped_fits_its_command(path, monkeypatc
     monkeypatch.chdir(ROOT)
     for step in load(str(path), [], PipelineConfig).stages:
         plan(step, "runs/quickstart")
+
+
+def test_paths_below_home_move_with_the_pipelines_workdir(tmp_path, run_config):
+    config = StepConfig(
+        "run",
+        "pretrain",
+        str(run_config),
+        overrides=dict(data=dict(path="runs/here/data"), evaluation=dict(prompts=("runs/here",))),
+    )
+    step = plan(config, str(tmp_path), home="runs/here")
+    assert step.told["data"]["path"] == f"{tmp_path}/data"
+    assert step.told["evaluation"]["prompts"] == [str(tmp_path)]
+    assert f"--config.data.path={tmp_path}/data" in step.words
+    assert plan(config, str(tmp_path)).told["data"]["path"] == "runs/here/data"

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,9 +75,14 @@ class StepConfig:
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """Everything that `instar pipeline` is told: the steps, in their order."""
+    """Everything that `instar pipeline` is told: the steps, in their order.
+
+    Paths in the steps' config files that begin with `home` mean the pipeline's workdir: the files
+    work by themselves where the workdir is that folder, and in a pipeline anywhere.
+    """
 
     stages: tuple[StepConfig, ...]
+    home: str | None = None
 
     def check(self) -> None:
         names = [step.name for step in self.stages]
@@ -99,7 +104,7 @@ def pipeline(config: PipelineConfig, workdir: str) -> None:
       SystemExit: a step failed or was stopped; with its exit code.
     """
     folder = epath.Path(workdir)
-    steps = [plan(step, workdir) for step in config.stages]
+    steps = [plan(step, workdir, config.home) for step in config.stages]
     records = Records(folder, primary=_process() == 0)
     for step in steps:
         records.check(step)
@@ -108,7 +113,7 @@ def pipeline(config: PipelineConfig, workdir: str) -> None:
     with children.handing_on():
         for step in config.stages:
             # Once more: a config file may have changed since, and what runs is what is recorded.
-            _take(plan(step, workdir), records, children, console)
+            _take(plan(step, workdir, config.home), records, children, console)
     if records.primary:
         console.print(_table(records.times([step.name for step in steps])), end="")
 
@@ -135,8 +140,8 @@ class Step:
     together: bool
 
 
-def plan(config: StepConfig, workdir: str) -> Step:
-    """Reads and checks what a step is told.
+def plan(config: StepConfig, workdir: str, home: str | None = None) -> Step:
+    """Reads and checks what a step is told; see `PipelineConfig` for `home`.
 
     Raises:
       UserError: it does not fit its command; the sentence names the step.
@@ -146,7 +151,11 @@ def plan(config: StepConfig, workdir: str) -> Step:
         if command.config is not None:
             folder, path = os.path.join(workdir, config.name), _filled(config.config, workdir)
             overrides = _dotted(_filled(config.overrides, workdir))
-            told = load(path, overrides, resolve(command.config))
+            schema = resolve(command.config)
+            told = load(path, overrides, schema)
+            if home is not None:
+                overrides += _moved(schemas.to_dict(told), home, workdir)
+                told = load(path, overrides, schema)
             words = ["--config", path, "--workdir", folder]
             words += [f"--config.{name}={text}" for name, text in overrides]
         else:
@@ -184,6 +193,23 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
         else:
             found.append((name, _text(value)))
     return found
+
+
+def _moved(value: Any, home: str, workdir: str, path: str = "") -> list[tuple[str, str]]:
+    """The overrides that put `workdir` in the place of `home` where a text begins with it."""
+    if isinstance(value, str):
+        below = value == home or value.startswith(f"{home}/")
+        return [(path, workdir + value.removeprefix(home))] if below else []
+    pairs: Iterable = ()
+    if isinstance(value, Mapping):
+        pairs = value.items()
+    elif isinstance(value, list | tuple):
+        pairs = enumerate(value)
+    return [
+        moved
+        for key, item in pairs
+        for moved in _moved(item, home, workdir, schemas.join(path, key))
+    ]
 
 
 def _text(value: Any) -> str:
