@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "reinforcement": {"models", "sharding", "objectives", "training", "generation"},
     "interchange": BELOW_EVALUATION | {"workdir"},
     "serving": {"data", "generation", "interchange"},
-    "evaluation": BELOW_EVALUATION | {"workdir"},
+    "evaluation": BELOW_EVALUATION | {"interchange", "workdir"},
     "stages": BELOW_EVALUATION
     | {"reinforcement"}
     | {*("interchange", "evaluation", "workdir", "arguments", "commands", "children")},

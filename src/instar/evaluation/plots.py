@@ -23,7 +23,7 @@ from instar.evaluation.run_files import Series
 P = ParamSpec("P")
 
 # Placeholder colours, each of which stands for the CSS variable of the same name.
-_COLOURS = {
+COLOURS = {
     "ink": "#010101",
     "muted": "#020202",
     "grid": "#030303",
@@ -36,32 +36,32 @@ _STYLE = {
     "font.size": 9.5,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    "axes.edgecolor": _COLOURS["grid"],
-    "axes.labelcolor": _COLOURS["muted"],
+    "axes.edgecolor": COLOURS["grid"],
+    "axes.labelcolor": COLOURS["muted"],
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": _COLOURS["grid"],
+    "grid.color": COLOURS["grid"],
     "grid.linewidth": 0.7,
-    "xtick.color": _COLOURS["grid"],
-    "ytick.color": _COLOURS["grid"],
-    "xtick.labelcolor": _COLOURS["muted"],
-    "ytick.labelcolor": _COLOURS["muted"],
+    "xtick.color": COLOURS["grid"],
+    "ytick.color": COLOURS["grid"],
+    "xtick.labelcolor": COLOURS["muted"],
+    "ytick.labelcolor": COLOURS["muted"],
     "legend.frameon": False,
-    "legend.labelcolor": _COLOURS["ink"],
-    "text.color": _COLOURS["ink"],
+    "legend.labelcolor": COLOURS["ink"],
+    "text.color": COLOURS["ink"],
 }
 # Width and height in inches, and the frame's left, bottom, width and height as shares of them, so
 # that the frames of two columns, and of the plot above both, line up.
-_WIDE = (9.4, 3.7), (0.071, 0.135, 0.88, 0.79)
-_SMALL = (4.55, 2.6), (0.147, 0.185, 0.752, 0.775)
+WIDE = (9.4, 3.7), (0.071, 0.135, 0.88, 0.79)
+SMALL = (4.55, 2.6), (0.147, 0.185, 0.752, 0.775)
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # More points than this are drawn as the lowest and the highest of each of half as many groups.
 _MOST_POINTS = 1200
 
 
-def _styled(draw: Callable[P, str]) -> Callable[P, str]:
+def styled_plot(draw: Callable[P, str]) -> Callable[P, str]:
     """Runs a drawing function under `_STYLE`, which Matplotlib reads as each part is made."""
 
     @functools.wraps(draw)
@@ -86,7 +86,7 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[last + 1] - sums[first]) / (last + 1 - first)
 
 
-@_styled
+@styled_plot
 def loss_plot(
     train: Series,
     held_out: Series,
@@ -95,56 +95,45 @@ def loss_plot(
     spikes: Sequence[int] = (),
 ) -> str:
     """Training loss, raw and smoothed, with held-out loss; skipped steps and spikes at the top."""
-    figure, axes = _axes(_WIDE, last_step)
+    figure, axes = step_axes(WIDE, last_step)
     train, held_out = train.finite, held_out.finite
-    _draw(axes, train, "training")
+    draw_curve(axes, train, "training")
     if len(held_out):
-        _draw_points(axes, held_out, "held out")
-    for steps, marker, label in ((spikes, "v", "spike"), (skipped, "x", "skipped step")):
-        if len(steps):
-            top = axes.get_xaxis_transform()
-            axes.plot(
-                steps,
-                [0.97] * len(steps),
-                marker,
-                transform=top,
-                color=_COLOURS["warn"],
-                markersize=5,
-                label=label,
-            )
+        draw_points(axes, held_out, "held out")
+    draw_flags(axes, skipped, spikes)
     axes.set_ylabel("loss (nats / token)")
     _limit_loss(axes, train, held_out)
     axes.legend(loc="lower right", bbox_to_anchor=(1.01, 0.98), ncols=4, borderpad=0)
-    return _svg(figure, "loss", "Training and held-out loss over steps")
+    return as_svg(figure, "loss", "Training and held-out loss over steps")
 
 
-@_styled
+@styled_plot
 def learning_rate_plot(rate: Series, last_step: int) -> str:
     """The learning rate, in units of the power of ten below its peak."""
-    figure, axes = _axes(_SMALL, last_step)
+    figure, axes = step_axes(SMALL, last_step)
     rate = rate.finite
     power = math.floor(math.log10(max(rate.values.max(), 1e-30)))
-    axes.plot(rate.steps, rate.values / 10.0**power, color=_COLOURS["train"], linewidth=1.4)
+    axes.plot(rate.steps, rate.values / 10.0**power, color=COLOURS["train"], linewidth=1.4)
     axes.set_ylim(bottom=0)
     axes.set_ylabel(
         "learning rate" + (f" (×10{str(power).translate(_SUPERSCRIPT)})" if power else "")
     )
-    return _svg(figure, "rate", "Learning rate over steps")
+    return as_svg(figure, "rate", "Learning rate over steps")
 
 
-@_styled
+@styled_plot
 def grad_norm_plot(norm: Series, last_step: int, clip: float | None) -> str:
     """The global norm of the gradient, with the norm to which it is clipped."""
-    figure, axes = _axes(_SMALL, last_step)
+    figure, axes = step_axes(SMALL, last_step)
     norm = norm.finite
-    _draw(axes, norm)
+    draw_curve(axes, norm)
     positive = norm.values[norm.values > 0]
     if len(positive) and positive.max() > 8 * positive.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(_one_two_five))
         axes.yaxis.set_minor_formatter(FuncFormatter(_one_two_five))
     if clip is not None:
-        axes.axhline(clip, color=_COLOURS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.axhline(clip, color=COLOURS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
         axes.annotate(
             "clipped above",
             (1, clip),
@@ -154,18 +143,18 @@ def grad_norm_plot(norm: Series, last_step: int, clip: float | None) -> str:
             ha="right",
             va="bottom",
             fontsize=8.5,
-            color=_COLOURS["muted"],
+            color=COLOURS["muted"],
         )
     axes.set_ylabel("gradient norm")
-    return _svg(figure, "norm", "Norm of the gradient over steps")
+    return as_svg(figure, "norm", "Norm of the gradient over steps")
 
 
-@_styled
+@styled_plot
 def throughput_plot(rate: Series, last_step: int, mfu_at_rate: float | None) -> str:
     """Tokens a second; `mfu_at_rate` is the MFU of one token a second, for the right-hand axis."""
-    figure, axes = _axes(_SMALL, last_step)
+    figure, axes = step_axes(SMALL, last_step)
     rate = rate.finite
-    _draw(axes, rate)
+    draw_curve(axes, rate)
     axes.set_ylim(0, 1.15 * max(_percentile(rate.values, 99), 1e-9))
     axes.set_ylabel("tokens / s")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
@@ -179,16 +168,16 @@ def throughput_plot(rate: Series, last_step: int, mfu_at_rate: float | None) -> 
         share.tick_params(length=0)
         # Its 0 would lie on the last number of the axis of steps.
         share.yaxis.set_major_locator(MaxNLocator(nbins=6, prune="lower"))
-    return _svg(figure, "throughput", "Tokens a second over steps")
+    return as_svg(figure, "throughput", "Tokens a second over steps")
 
 
-@_styled
+@styled_plot
 def bits_plot(bits: Series, last_step: int) -> str:
     """Bits per byte of held-out text."""
-    figure, axes = _axes(_SMALL, last_step)
-    _draw_points(axes, bits.finite)
+    figure, axes = step_axes(SMALL, last_step)
+    draw_points(axes, bits.finite)
     axes.set_ylabel("held-out bits / byte")
-    return _svg(figure, "bits", "Held-out bits per byte over steps")
+    return as_svg(figure, "bits", "Held-out bits per byte over steps")
 
 
 def thousands(value: float) -> str:
@@ -204,14 +193,30 @@ def _one_two_five(value: float, _: int | None) -> str:
     return f"{value:g}" if f"{value:.0e}"[0] in "125" else ""
 
 
-def _draw_points(axes: Axes, series: Series, label: str | None = None) -> None:
+def draw_points(axes: Axes, series: Series, label: str | None = None) -> None:
     """A curve of held-out text, with its points where they are few."""
     marker = "o" if len(series) <= 30 else None
-    style = {"color": _COLOURS["eval"], "marker": marker, "markersize": 3.5, "linewidth": 1.4}
+    style = {"color": COLOURS["eval"], "marker": marker, "markersize": 3.5, "linewidth": 1.4}
     axes.plot(series.steps, series.values, label=label, **style)
 
 
-def _axes(
+def draw_flags(axes: Axes, skipped: Sequence[int], spikes: Sequence[int]) -> None:
+    """Marks steps at the top of a frame."""
+    for steps, marker, label in ((spikes, "v", "spike"), (skipped, "x", "skipped step")):
+        if len(steps):
+            top = axes.get_xaxis_transform()
+            axes.plot(
+                steps,
+                [0.97] * len(steps),
+                marker,
+                transform=top,
+                color=COLOURS["warn"],
+                markersize=5,
+                label=label,
+            )
+
+
+def step_axes(
     shape: tuple[tuple[float, float], tuple[float, float, float, float]], last_step: int
 ) -> tuple[Figure, Axes]:
     """An empty frame over the steps 0 to `last_step`."""
@@ -226,14 +231,14 @@ def _axes(
     return figure, axes
 
 
-def _draw(axes: Axes, series: Series, label: str | None = None) -> None:
+def draw_curve(axes: Axes, series: Series, label: str | None = None) -> None:
     """A faint raw curve and a smoothed one; points where there are few of them."""
     if len(series) < 30:
         marker = "o" if len(series) < 3 else None
         axes.plot(
             series.steps,
             series.values,
-            color=_COLOURS["train"],
+            color=COLOURS["train"],
             linewidth=1.4,
             marker=marker,
             markersize=3.5,
@@ -241,9 +246,9 @@ def _draw(axes: Axes, series: Series, label: str | None = None) -> None:
         )
         return
     raw = _envelope(series)
-    axes.plot(raw.steps, raw.values, color=_COLOURS["train"], alpha=0.28, linewidth=0.7)
+    axes.plot(raw.steps, raw.values, color=COLOURS["train"], alpha=0.28, linewidth=0.7)
     smoothed = _thinned(series.steps, smooth(series.values, max(5, len(series) // 40)))
-    axes.plot(smoothed.steps, smoothed.values, color=_COLOURS["train"], linewidth=1.6, label=label)
+    axes.plot(smoothed.steps, smoothed.values, color=COLOURS["train"], linewidth=1.6, label=label)
 
 
 def _envelope(series: Series) -> Series:
@@ -280,7 +285,7 @@ def _percentile(values: np.ndarray, share: float) -> float:
     return float(np.percentile(values, share)) if len(values) else 0.0
 
 
-def _svg(figure: Figure, name: str, title: str) -> str:
+def as_svg(figure: Figure, name: str, title: str) -> str:
     """The figure as an <svg> element; `name` keeps its ids apart from those of other plots."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
@@ -288,13 +293,18 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = renamed(text, name)
     text = re.sub(
         r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
         rf'<svg class="plot" role="img" aria-label="{title}" \1>',
         text,
         count=1,
     )
-    for variable, colour in _COLOURS.items():
+    for variable, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{variable})")
     return text
+
+
+def renamed(svg: str, name: str) -> str:
+    """The figure with `name` before each of its ids, to keep them apart from those of others."""
+    return re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)

@@ -8,12 +8,15 @@ from importlib import metadata
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from instar.data.completions import CompletionEncoder
-from instar.data.preferences import Comparisons
+from instar.data.preferences import Comparisons, RatedTexts
 from instar.errors import UserError
+from instar.evaluation.judges import bag_of_words
+from instar.evaluation.reward_evaluation import RESULTS, RewardEvaluation
 from instar.interchange.card import ModelCard
 from instar.interchange.loading import Opened
 from instar.interchange.parents import pin
@@ -29,9 +32,10 @@ from instar.stages.reward_config import RewardConfig
 from instar.stages.reward_normalise import Normaliser, demonstrations, sampler
 from instar.stages.run import Recipe, make_execution, make_layout, run
 from instar.training.flops import parameter_count, train_flops_per_token
-from instar.training.loop import Position
+from instar.training.loop import Evaluation, Position
 from instar.training.state import TrainState
 from instar.training.step import LossSums
+from instar.workdir import write_json
 
 # From what a reward model is made: language models, and reward models that are trained on.
 PARENTS = ("pretrain", "import", "sft", "reward")
@@ -70,6 +74,10 @@ def reward(config: RewardConfig, workdir: str) -> TrainState:
     # What becomes of it in the end, and by what it is judged.
     scores = TextScores(model, mesh)
     finish = make_finish(config, parent, encoder, model, scores, mesh, folder)
+    evaluation = make_evaluation(config, encoder, scores)
+    evaluations = (
+        Evaluation("eval", config.evaluation.every, lambda s: (evaluation.quick(s.params), [])),
+    )
 
     recipe = Recipe(
         name="reward",
@@ -80,11 +88,12 @@ def reward(config: RewardConfig, workdir: str) -> TrainState:
         start={"group": 0, "tokens": 0},
         lineage=functools.partial(describe_lineage, comparisons, encoder, parent.lineage),
         observe=lambda position: {"epoch/comparisons": position["group"] / len(comparisons)},
-        evaluations=(),
+        evaluations=evaluations,
         parameters=model.members * parameter_count(model.spec).total,
         flops_per_token=train_flops_per_token(model.spec, config.data.max_length),
         params=functools.partial(read_params, config, parent, model, mesh),
         finish=finish,
+        conclude=functools.partial(write_results, config, evaluation, folder),
     )
     return run(config, folder, mesh, recipe)
 
@@ -205,6 +214,41 @@ def make_finish(
         policy = pin(folder, "policy", settings.policy)
     texts = sampler(settings, policy, encoder, mesh, positions, config.seed)
     return Normaliser(texts, True, scores, model)
+
+
+def make_evaluation(
+    config: RewardConfig, encoder: CompletionEncoder, scores: TextScores
+) -> RewardEvaluation:
+    """What judges the model on the config's sets. Raises UserError where one cannot be read."""
+    settings = config.evaluation
+    length = settings.max_length or config.data.max_length
+    sets = {
+        name: RatedTexts.open(path, encoder, length, f"evaluation.sets.{name}")
+        for name, path in settings.sets.items()
+    }
+    return RewardEvaluation(sets, scores, limit=settings.limit, final=settings.texts)
+
+
+def write_results(
+    config: RewardConfig, evaluation: RewardEvaluation, folder: epath.Path, state: TrainState
+) -> None:
+    """Measures the finished model on all of its sets, for `reward.json`."""
+    if not config.evaluation.sets:
+        return
+    files = config.evaluation.baseline
+
+    def words(prompts: list, completions: list) -> np.ndarray:
+        return bag_of_words(prompts, completions, *files)
+
+    found = evaluation.whole(state.params, words if files else None)
+    results = {
+        "step": int(state.step),
+        "members": len(state.params),
+        "baseline": list(files),
+        "sets": found,
+    }
+    if jax.process_index() == 0:
+        write_json(folder / RESULTS, results)
 
 
 def describe_lineage(

@@ -48,23 +48,26 @@ class RewardEvaluationConfig:
 
     Attributes:
       sets: files of ratings (see `instar.data.preferences.PreferenceConfig`) by name.
-      limit: how many texts of each set are read on the way, spread over it; at the end all are.
-      pairs: at most so many pairs of each set are compared.
-      baseline: files of ratings that a linear model on words learns from, to compare with.
+      limit: at most so many texts of each set, spread over it, are read on the way, and `texts` at
+        the end; all pairs of them are compared.
+      baseline: a file of ratings that a linear model on words learns from, to compare with, and
+        perhaps a second one, of another scale, that helps it.
       max_length: longer texts are left out; None: data.max_length.
     """
 
     every: int = 1000
     sets: dict[str, str] = field(default_factory=dict)
     limit: int = 512
-    pairs: int = 200_000
+    texts: int = 3000
     baseline: tuple[str, ...] = ()
     max_length: int | None = None
 
     def check(self) -> None:
-        for name in ("every", "limit", "pairs"):
+        for name in ("every", "limit", "texts"):
             if getattr(self, name) < 1:
                 raise UserError(f"evaluation.{name} must be at least 1, not {getattr(self, name)}")
+        if len(self.baseline) > 2:
+            raise UserError(f"evaluation.baseline takes one or two files, not {len(self.baseline)}")
 
 
 @dataclass(frozen=True, kw_only=True)

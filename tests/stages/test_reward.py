@@ -1,0 +1,218 @@
+"""`instar reward`: from comparisons to a model that scores texts, and that goes on where it was."""
+
+import dataclasses
+import json
+import pathlib
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from examples import quick_compilation
+from runs import final_fingerprint, losses
+
+from instar import load
+from instar.data.preferences import Comparisons, PreferenceConfig
+from instar.errors import UserError
+from instar.interchange.convert import ExportOptions, export_model
+from instar.interchange.loading import load_language_model
+from instar.models.reward_model import RewardModel
+from instar.objectives.preference import ranking_loss
+from instar.schema import build
+from instar.sharding.mesh import MeshConfig, make_mesh
+from instar.stages.config import BatchConfig
+from instar.stages.reward import make_loss, reward
+from instar.stages.reward_batches import ComparisonBatches
+from instar.stages.reward_config import RewardConfig
+from instar.stages.run import make_layout
+from instar.training.step import accumulate
+
+# Short, since the tokenizer of the small data set spells most words.
+WORDS = "a e i o n t".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_for_few_runs():
+    with quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory) -> pathlib.Path:
+    """Short texts, of which people like those with an "n" and dislike those with an "o"."""
+    folder, rng = tmp_path_factory.mktemp("ratings"), random.Random(0)
+    with (folder / "ratings.jsonl").open("w") as file:
+        for _ in range(120):
+            said = rng.choices(WORDS, k=rng.randint(1, 4))
+            rating = said.count("n") - said.count("o")
+            raters = [rating + rng.choice((-1, 0, 1)) for _ in range(5)]
+            record = {"prompt": "t", "completion": " " + " ".join(said), "rating": rating}
+            file.write(json.dumps(record | {"raters": raters}) + "\n")
+    return folder / "ratings.jsonl"
+
+
+@pytest.fixture(scope="module")
+def config(finished_run, ratings) -> RewardConfig:
+    return build(
+        {
+            "parent": str(finished_run),
+            "chat_template": "plain",
+            "data": {
+                "path": str(ratings),
+                "kind": "ratings",
+                "completions": 3,
+                "max_length": 16,
+                "group": "any",
+            },
+            "members": 2,
+            "batch": {"size": 16},
+            "epochs": 16,
+            "optimizer": {"learning_rate": 2e-2},
+            "checkpoint": {"minutes": None, "keep_steps": 20},
+            "normalise": {"kind": "demonstrations", "path": str(ratings)},
+            "evaluation": {"every": 20, "sets": {"same": str(ratings)}, "limit": 50},
+        },
+        RewardConfig,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("reward") / "run"
+    reward(config, str(folder))
+    return folder
+
+
+def read(ratings: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in ratings.read_text().splitlines()]
+
+
+def test_it_learns_what_people_prefer(trained, ratings):
+    # 16 epochs of 40 groups of 3, in batches of 16.
+    assert max(losses(trained)) == 40
+    records, model = read(ratings), load(trained)
+    texts = [[record[name] for record in records] for name in ("prompt", "completion")]
+    members = model.member_scores(*texts)
+    values = np.asarray([record["rating"] for record in records])
+    assert members.shape == (2, len(records)) and members.dtype == np.float64
+    np.testing.assert_array_equal(model.score(*texts), members.mean(axis=0))
+    assert np.abs(members[0] - members[1]).max() > 1e-2  # each drew its own groups
+    for scores in members:
+        gaps = np.subtract.outer(scores, scores)[np.subtract.outer(values, values) > 0]
+        assert np.mean(gaps > 0) > 0.9
+    # The texts of `normalise` are all of these.
+    np.testing.assert_allclose(members.mean(axis=1), 0, atol=1e-4)
+
+
+def test_its_files_tell_what_it_is_worth(trained, finished_run):
+    found = json.loads((trained / "reward.json").read_text())
+    same = found["sets"]["same"]
+    assert (found["members"], found["step"], same["texts"]) == (2, 40, 120)
+    assert same["accuracy"]["low"] <= same["accuracy"]["value"] <= same["accuracy"]["high"]
+    assert min(same["members"]) > 0.9 > same["person"] > 0.5
+    page = (trained / "report.html").read_text()
+    assert "Rated texts" in page and page.count('class="plot"') >= 5
+    lines = map(json.loads, (trained / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "eval/same/accuracy" in line] == [20, 40]
+    lineage = json.loads((trained / "checkpoints" / "40" / "lineage" / "lineage.json").read_text())
+    assert (lineage["stage"], lineage["parent"]["stage"]) == ("reward", "pretrain")
+
+
+def test_it_goes_on_bit_for_bit(trained, config, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(trained, again)
+    shutil.rmtree(again / "checkpoints" / "40")
+    reward(config, str(again))
+    assert len(json.loads((again / "run.json").read_text())["starts"]) == 2
+    assert final_fingerprint(again, 40) == final_fingerprint(trained, 40)
+    assert losses(again) == losses(trained)
+
+
+def test_another_run_trains_on_with_its_heads(trained, config, ratings, tmp_path):
+    """With nothing to learn (a rate of almost 0), what comes out is what went in."""
+    records = read(ratings)[:9]
+    texts = [[record[name] for record in records] for name in ("prompt", "completion")]
+    further = dataclasses.replace(
+        config,
+        parent=str(trained),
+        members=None,
+        steps=1,
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-12),
+        evaluation=dataclasses.replace(config.evaluation, sets={}),
+    )
+    reward(further, str(tmp_path / "run"))
+    np.testing.assert_allclose(
+        load(tmp_path / "run").member_scores(*texts), load(trained).member_scores(*texts), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"chat_template": None}, "has no chat template of its own: set chat_template"),
+        ({"chat_template": "plane"}, "there is none named 'plane'"),
+        ({"parent": "TRAINED", "chat_template": None, "members": 3}, "leave members out"),
+        ({"batch": BatchConfig(3)}, "make batch.microbatch a multiple"),
+        ({"data.max_length": 17}, "exceeds the 16 positions"),
+        ({"data.path": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_refused(config, trained, tmp_path, changes, sentence):
+    for name, value in changes.items():
+        value = str(trained) if value == "TRAINED" else value
+        section, _, field = name.rpartition(".")
+        if section:
+            value = dataclasses.replace(getattr(config, section), **{field: value})
+        config = dataclasses.replace(config, **{section or field: value})
+    with pytest.raises(UserError, match=sentence):
+        reward(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_model_is_no_language_model(trained, tmp_path):
+    with pytest.raises(UserError, match="is a reward model, which scores texts and generates no"):
+        load_language_model(trained)
+    with pytest.raises(UserError, match="is a reward model, which scores texts and has no place"):
+        export_model(ExportOptions(str(trained), str(tmp_path / "exported")))
+    assert not (tmp_path / "exported").exists()
+
+
+def test_the_loss_is_that_of_each_text_alone(config, trained):
+    """Packing and microbatches change nothing: each member's loss and gradient are its own."""
+    model, loaded = RewardModel(load(trained).spec, 2), load(trained)
+    params = jax.tree.map(np.asarray, loaded.params)
+    data = PreferenceConfig(config.data.path, "ratings", 3, 16, "any")
+    comparisons = Comparisons.open(data, loaded.encoder)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+
+    def batch_of(microbatch: int) -> dict:
+        batch = BatchConfig(8, microbatch)
+        layout = make_layout(batch, mesh)
+        batches = ComparisonBatches(comparisons, batch, layout, members=2, seed=5, row_length=16)
+        placed, position = next(batches(0, {"group": 3, "tokens": 0}))
+        drawn = comparisons.batch(5, 3, 8), comparisons.batch(6, 3, 8)
+        assert position == {"group": 11, "tokens": sum(b["lengths"].sum() for b in drawn)}
+        return placed
+
+    def expected(params: dict) -> jax.Array:
+        each = []
+        for member in range(2):
+            drawn = comparisons.batch(5 + member, 3, 8)
+            scores = model.scores(
+                params, jnp.asarray(drawn["tokens"].reshape(24, 16)), drawn["lengths"].reshape(24)
+            )[member]
+            loss, stats = ranking_loss(scores.reshape(8, 3), drawn["ranks"], drawn["mask"])
+            each.append(loss * stats["prompts"])
+        return sum(each)
+
+    loss = make_loss(model, dataclasses.replace(config, dropout=0.0))
+    run = jax.jit(lambda params, batch: accumulate(loss, params, None, batch, jax.random.key(0)))
+    value, gradient = jax.jit(jax.value_and_grad(expected))(params)
+    for microbatch in (8, 4):
+        found, sums = run(params, batch_of(microbatch))
+        np.testing.assert_allclose(2 * sums["loss"], value, rtol=1e-5)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), found, gradient
+        )
