@@ -4,16 +4,18 @@ A run's folder holds, all of it optional but for one of the first two:
 
 - `metrics.jsonl`: lines of `instar.training.metrics`. Known keys: `loss`,
   `learning_rate`, `grad_norm`, `tokens`, `tokens_per_second`, `mfu`, `skipped` and `spike` (0 or
-  1), `epoch/SOURCE`, and `eval/loss`, `eval/perplexity`, `eval/bits_per_byte`;
+  1), `epoch/SOURCE`, `alarm/NAME` (1 where it rings), `eval/loss`, `eval/perplexity`,
+  `eval/bits_per_byte`, and those of the stages `reward` and `ppo`, see their reports;
 - `config.json`: the resolved config;
 - `run.json`: `hardware`, `mesh`, `peak` (an `instar.training.hardware.Peak` as a dict),
   `parameters`, `flops_per_token`, and `starts`, a list of {"step", "time"};
-- `samples.jsonl`: `step`, `prompt`, `completion`;
+- `reward.json`: see `instar.evaluation.reward_evaluation`;
+- `samples.jsonl`: `step`, `prompt`, `completion`, and what the stage adds;
 - `checkpoints/STEP/lineage/lineage.json` of the newest checkpoint.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,7 @@ class Run:
     """What the files of a run say.
 
     `lines` are those of metrics.jsonl that hold a training loss, `evaluations` those of held-out
-    text; of lines of one step the last one counts.
+    text, `others` all the rest; of lines of one step the last one counts.
     """
 
     name: str
@@ -57,17 +59,33 @@ class Run:
     evaluations: list[dict[str, float]]
     samples: list[dict[str, Any]]
     lineage: dict[str, Any]
+    others: list[dict[str, float]] = field(default_factory=list)
+    reward: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> str:
+        """Which stage it is of, by its newest checkpoint; before that, by what its config has."""
+        if "stage" in self.lineage:
+            return self.lineage["stage"]
+        marks = {"update": "ppo", "members": "reward"}
+        return next((name for mark, name in marks.items() if mark in self.config), "training")
 
     def series(self, key: str) -> Series:
         """The values of `key` over the steps that have it, training or evaluation."""
-        source = self.evaluations if key.startswith("eval/") else self.lines
-        pairs = [(line["step"], line[key]) for line in source if key in line]
+        everything = (*self.others, *self.evaluations, *self.lines)
+        pairs = sorted({line["step"]: line[key] for line in everything if key in line}.items())
         steps, values = zip(*pairs, strict=True) if pairs else ((), ())
         return Series(np.asarray(steps, float), np.asarray(values, float))
 
     def flagged(self, key: str) -> list[int]:
         """The steps at which `key` is 1."""
         return [int(line["step"]) for line in self.lines if line.get(key, 0.0) > 0]
+
+    def names(self, prefix: str) -> list[str]:
+        """What follows `prefix` in the keys that begin with it, in their order."""
+        everything = (*self.lines, *self.evaluations, *self.others)
+        found = {key: None for line in everything for key in line if key.startswith(prefix)}
+        return [key.removeprefix(prefix) for key in found]
 
     @property
     def last_step(self) -> int:
@@ -95,8 +113,10 @@ def load_run(workdir: epath.Path) -> Run:
         facts=_read_optional(workdir / "run.json"),
         lines=_last_of_each_step(line for line in lines if "loss" in line),
         evaluations=_last_of_each_step(line for line in lines if "eval/loss" in line),
+        others=[line for line in lines if not {"loss", "eval/loss"} & line.keys()],
         samples=[record for record in read_records(workdir / SAMPLES) if "step" in record],
         lineage=_newest_lineage(workdir / "checkpoints"),
+        reward=_read_optional(workdir / "reward.json"),
     )
 
 
