@@ -15,7 +15,7 @@ from instar.data.streams import DamagedFile
 from instar.errors import UserError
 
 # What the cross-validation chooses from: the penalty, and how much an extra text counts.
-_ALPHAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+_ALPHAS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 _EXTRA_WEIGHTS = (0.03, 0.1, 0.3)
 _FOLDS = 5
 
@@ -162,7 +162,7 @@ def _rescaled(values: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 def _ridge(features: Any, targets: np.ndarray, weights: np.ndarray, alpha: float) -> Any:
-    regression = _sklearn("linear_model").Ridge(alpha=alpha, solver="sparse_cg")
+    regression = _sklearn("linear_model").Ridge(alpha=alpha, solver="sparse_cg", tol=1e-3)
     return regression.fit(features, targets, sample_weight=weights)
 
 
