@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from instar.evaluation.reward_evaluation import measure
-from instar.evaluation.reward_report import section
+from instar.evaluation.reward_plots import drawn
+from instar.evaluation.reward_report import table
 
 
 def test_members_are_measured_alone_and_together():
@@ -23,8 +24,8 @@ def test_members_are_measured_alone_and_together():
     assert found["calibration"]["error"] == pytest.approx(np.mean(1 - sure))
 
 
-def test_the_section_shows_each_set_and_escapes_its_name():
+def test_the_report_shows_each_set_and_escapes_its_name():
     found = measure(np.asarray([[0.0, 1.0]]), np.asarray([0.0, 1.0]))
-    html = section({"sets": {"<b>": found}})
-    assert "&lt;b&gt;" in html and "<b>" not in html and html.count("<svg") == 3
-    assert section({}) == ""
+    html = table({"<b>": found})
+    assert "&lt;b&gt;" in html and "<b>" not in html
+    assert [wide for svg, wide in drawn({"<b>": found}) if "<svg" in svg] == [True, False, False]

@@ -93,6 +93,7 @@ def loss_plot(
     last_step: int,
     skipped: Sequence[int] = (),
     spikes: Sequence[int] = (),
+    unit: str = "nats / token",
 ) -> str:
     """Training loss, raw and smoothed, with held-out loss; skipped steps and spikes at the top."""
     figure, axes = step_axes(WIDE, last_step)
@@ -101,7 +102,7 @@ def loss_plot(
     if len(held_out):
         draw_points(axes, held_out, "held out")
     draw_flags(axes, skipped, spikes)
-    axes.set_ylabel("loss (nats / token)")
+    axes.set_ylabel(f"loss ({unit})")
     _limit_loss(axes, train, held_out)
     axes.legend(loc="lower right", bbox_to_anchor=(1.01, 0.98), ncols=4, borderpad=0)
     return as_svg(figure, "loss", "Training and held-out loss over steps")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from instar.data.preferences import RatedTexts
+from instar.errors import UserError
 from instar.evaluation.agreement import krippendorff_alpha, one_person
 from instar.evaluation.preference_metrics import (
     accuracy_by_gap,
@@ -105,9 +106,17 @@ def measure(
             ],
         },
         "person": None if raters is None else one_person(raters),
-        "alpha": None if raters is None else krippendorff_alpha(raters),
+        "alpha": None if raters is None else _alpha(raters),
         "baseline": None if baseline is None else pair_accuracy(baseline, ratings),
     }
+
+
+def _alpha(raters: Sequence[Sequence[float]]) -> float | None:
+    """None where the package that computes it is missing: no reason to fail a finished run."""
+    try:
+        return krippendorff_alpha(raters)
+    except UserError:
+        return None
 
 
 def _by_gap(scores: np.ndarray, ratings: np.ndarray) -> list[dict[str, float]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import math
 from collections.abc import Callable
 from importlib import metadata
@@ -113,7 +114,7 @@ def make_card(config: RewardConfig, parent: Opened) -> ModelCard:
             f"parent {config.parent} comes from stage {stage}, and reward goes on from "
             f"{', '.join(PARENTS)}"
         )
-    if known is not None and config.members not in (None, known):
+    if known not in (None, 1) and config.members not in (None, known):
         raise UserError(
             f"parent {config.parent} is a reward model of {known} members, and members is "
             f"{config.members}: leave members out"
@@ -122,7 +123,7 @@ def make_card(config: RewardConfig, parent: Opened) -> ModelCard:
         parent.card,
         spec=parent.card.spec.replace(output="scalar"),
         chat_template=template_source(parent.card, config.chat_template, config.parent),
-        members=known or config.members or 1,
+        members=config.members or known or 1,
     )
 
 
@@ -152,12 +153,20 @@ def check_sizes(
 
 
 def read_params(config: RewardConfig, parent: Opened, model: RewardModel, mesh: Mesh) -> Params:
-    """The parameters to begin with: a reward model's, or a language model's with fresh heads."""
-    dtype = jnp.dtype(jnp.float32)
-    if parent.card.members is not None:
+    """The parameters to begin with: a reward model's, or a language model's with fresh heads.
+
+    Where the parent is one network, each member begins with a copy of it.
+    """
+    dtype, known = jnp.dtype(jnp.float32), parent.card.members
+    if known == model.members:
         return parent.read(model, dtype, mesh)
-    body = LanguageModel(parent.card.spec, model.execution)
-    params = model.from_language(parent.read(body, dtype, mesh), jax.random.key(config.seed))
+    if known == 1:
+        one = RewardModel(model.spec, 1, model.execution)
+        body = one.member(parent.read(one, dtype, mesh), 0)
+        params = dict.fromkeys(model.shapes, body)
+    else:
+        body = LanguageModel(parent.card.spec, model.execution)
+        params = model.from_language(parent.read(body, dtype, mesh), jax.random.key(config.seed))
     # Each member needs memory of its own, which the run takes over.
     return jax.tree.map(jnp.copy, params)
 
@@ -221,6 +230,11 @@ def make_evaluation(
 ) -> RewardEvaluation:
     """What judges the model on the config's sets. Raises UserError where one cannot be read."""
     settings = config.evaluation
+    if settings.baseline and importlib.util.find_spec("sklearn") is None:
+        raise UserError(
+            'evaluation.baseline needs scikit-learn: install Instar with the extra "demo", or '
+            "leave it out"
+        )
     length = settings.max_length or config.data.max_length
     sets = {
         name: RatedTexts.open(path, encoder, length, f"evaluation.sets.{name}")

@@ -79,7 +79,8 @@ class RewardConfig(RunConfig):
         trained on with its heads: a run's folder, a checkpoint, a Hugging Face folder, a GGUF file.
       data: what is compared. `batch` is in prompts, each with all its completions.
       steps: None: as many as make `epochs` of the data.
-      members: how many networks, None: as many as a reward model that is the parent has, else 1.
+      members: how many networks; None: as many as a reward model that is the parent has, else 1. Of
+        a parent of one network each takes a copy; of several there must be as many.
       margin: by how much the better completion's score should be higher (Touvron et al. 2023).
       centring: the weight of what pulls scores towards 0 (Eisenstein et al. 2023, equation 2).
       chat_template: a template's name, for a parent that has none of its own.

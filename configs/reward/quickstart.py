@@ -1,0 +1,51 @@
+"""What people think of single sentences: rankings of four, by two networks.
+
+    instar reward --config configs/reward/quickstart.py --workdir runs/quickstart/reward
+
+The second phase; the first is `quickstart_labels.py`.
+"""
+
+from ml_collections import ConfigDict
+
+RATINGS = "runs/quickstart/demonstration/ratings"
+SETS = ("held_out", "amazon", "nyt", "tweets")
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            parent="runs/quickstart/labels",
+            # All ratings are on one scale, so that any four sentences can be ranked.
+            data=dict(
+                path=f"{RATINGS}/train.jsonl",
+                kind="ratings",
+                group="any",
+                completions=4,
+                max_length=64,
+            ),
+            members=2,
+            batch=dict(size=48),
+            epochs=3.0,
+            dropout=0.1,
+            optimizer=dict(
+                name="muon", muon_learning_rate=0.005, learning_rate=3e-3, weight_decay=0.0
+            ),
+            schedule=dict(kind="linear", warmup_steps=10, final_fraction=0.0),
+            # Two cores gain nothing from a loop in the compiled program.
+            execution=dict(unroll=0),
+            checkpoint=dict(minutes=1.0),
+            normalise=dict(
+                kind="demonstrations", path="runs/quickstart/demonstration/dialogues.jsonl"
+            ),
+            evaluation=dict(
+                every=100,
+                sets={name: f"{RATINGS}/{name}.jsonl" for name in SETS},
+                limit=256,
+                texts=2000,
+                baseline=(
+                    f"{RATINGS}/train.jsonl",
+                    "runs/quickstart/demonstration/labels/ratings.jsonl",
+                ),
+            ),
+        )
+    )
