@@ -9,7 +9,7 @@ from instar.data.chat import ChatTemplate, Message
 from instar.data.stream_decoder import StreamDecoder
 from instar.errors import UserError
 from instar.generation.sampling import SamplingConfig
-from instar.interchange.loading import load
+from instar.interchange.loading import load_language_model
 from instar.interchange.model import Model
 from instar.serving.generate import SETTINGS
 
@@ -42,7 +42,7 @@ def chat(options: ChatOptions) -> None:
     Raises:
       UserError: the model cannot be loaded, or has no template and none is named.
     """
-    model = load(options.model, dtype=options.dtype)
+    model = load_language_model(options.model, dtype=options.dtype)
     conversation = Conversation(
         model,
         model.chat_template(options.template),

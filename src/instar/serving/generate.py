@@ -10,7 +10,7 @@ from typing import Any, Literal
 from instar.errors import UserError
 from instar.generation.requests import Completion
 from instar.generation.sampling import SamplingConfig
-from instar.interchange.loading import load
+from instar.interchange.loading import load_language_model
 from instar.interchange.model import Model, Prompt
 
 
@@ -56,7 +56,7 @@ def generate(options: GenerateOptions) -> None:
     prompts = list(read_prompts(options))
     if not prompts:
         raise UserError("there is no prompt: give one as an argument, by --file, or on stdin")
-    model = load(options.model, dtype=options.dtype)
+    model = load_language_model(options.model, dtype=options.dtype)
     settings = SamplingConfig(**{name: getattr(options, name) for name in SETTINGS})
     for first in range(0, len(prompts), options.batch):
         batch = prompts[first : first + options.batch]
