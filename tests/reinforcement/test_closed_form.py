@@ -26,8 +26,8 @@ from instar.training.optimizer import (
 )
 from instar.training.state import TrainState, step_key
 
-VOCAB, STOP, LONGEST, PROMPT = 4, 1, 3, (0, 2)
-BATCH, ITERATIONS = 1024, 120
+VOCAB, STOP, LONGEST, PROMPT = 3, 1, 3, (0, 2)
+BATCH, ITERATIONS = 1024, 80
 
 
 def all_responses() -> list[tuple[int, ...]]:
@@ -80,7 +80,7 @@ class Task:
 @pytest.fixture(scope="module")
 def task() -> Task:
     spec = build_spec(
-        ModelConfig(family="llama", depth=1, width=32, heads=2, mlp_width=64, tied=False),
+        ModelConfig(family="llama", depth=1, width=16, heads=2, mlp_width=32, tied=False),
         vocab_size=VOCAB,
         max_positions=8,
     )
@@ -92,16 +92,25 @@ def task() -> Task:
     table = np.zeros((VOCAB + 1) ** LONGEST, np.float32)
     table[number(padded, np.asarray([len(r) for r in RESPONSES]))] = rewards
 
-    rate = OptimizerConfig(learning_rate=1e-3, b2=0.99, weight_decay=0.0)
+    # Where the critic is exact, the optimum leaves no advantage, and so no noise: it learns faster.
+    rates = {"policy": 2e-3, "critic": 4e-3}
+    models = {"policy": policy, "critic": critic}
     schedule = make_schedule(ScheduleConfig(kind="linear", final_fraction=0.0), ITERATIONS)
     learners = {
-        name: Learner(rate.learning_rate, make_optimizer(rate, model.axes), schedule, None)
-        for name, model in (("policy", policy), ("critic", critic))
+        name: Learner(
+            rate,
+            make_optimizer(
+                OptimizerConfig(learning_rate=rate, b2=0.99, weight_decay=0.0), models[name].axes
+            ),
+            schedule,
+            None,
+        )
+        for name, rate in rates.items()
     }
     config = UpdateConfig(
         lam=1.0,
         epochs=2,
-        minibatch=128,
+        minibatch=256,
         value_clip=None,
         value_coefficient=1.0,
         whiten_advantages=False,
@@ -149,6 +158,5 @@ def test_ppo_approaches_the_tilted_reference(task, beta):
     for _ in range(ITERATIONS):
         state, _ = task.iteration(state)
     reached = distribution(task.policy, state.params)
-    print(beta, total_variation(reference, optimum), total_variation(reached, optimum))
     assert total_variation(reference, optimum) > 0.1
     assert total_variation(reached, optimum) < 0.01

@@ -128,9 +128,10 @@ def make_improve(
         extras = {**state.extras, CRITIC: params[CRITIC]}
         if config.adaptive_kl is not None:
             adaptive = config.adaptive_kl
-            extras["beta"] = adaptive_beta(
+            moved = adaptive_beta(
                 beta, metrics["kl"], len(scores), adaptive.target, adaptive.horizon
             )
+            extras["beta"] = jnp.where(jnp.isfinite(moved), moved, beta)
         if ema is not None:
             extras["ema"] = jax.tree.map(
                 lambda old, new: ema * old + (1 - ema) * new, extras["ema"], params[POLICY]

@@ -236,12 +236,13 @@ class AlarmBell:
     """Rings where an iteration's scalars are alarming; a resumed run knows of those before."""
 
     def __init__(self, config: PpoConfig, folder: epath.Path, facts: dict):
+        self._config, self._folder, self._facts = config.alarms, folder, facts
         self._alarms = Alarms(config.alarms)
-        self._folder, self._facts = folder, facts
 
     def on_start(self, step: int) -> None:
         """Records the start, and goes through what the log says of earlier iterations."""
         record_start(self._folder, step, facts=self._facts)
+        self._alarms = Alarms(self._config)
         for line in read_metrics(self._folder):
             if "score" in line and line["step"] <= step:
                 self._alarms.update(int(line["step"]), line)
