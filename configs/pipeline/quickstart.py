@@ -18,6 +18,7 @@ STAGES = (
     dict(name="pretrain", command="pretrain", config="configs/pretrain/quickstart.py"),
     dict(name="dialogues", command="prepare", config="configs/data/quickstart_dialogues.py"),
     dict(name="sft", command="sft", config="configs/sft/quickstart.py"),
+    dict(name="labels", command="reward", config="configs/reward/quickstart_labels.py"),
     dict(name="reward", command="reward", config="configs/reward/quickstart.py"),
     dict(name="ppo", command="ppo", config="configs/ppo/quickstart.py"),
 )
