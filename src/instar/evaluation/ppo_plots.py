@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from instar.evaluation.plots import (
     COLOURS,
-    SMALL,
     WIDE,
     as_svg,
     draw_curve,
@@ -17,6 +17,8 @@ from instar.evaluation.plots import (
 )
 from instar.evaluation.run_files import Series
 
+# Lower than `plots.SMALL`, with room for a legend above the frame.
+_SMALL = (4.55, 2.6), (0.147, 0.185, 0.752, 0.695)
 _DASHED, _DOTTED = (0, (4, 3)), (0, (1, 1.5))
 _STYLES = {
     "policy": {"color": COLOURS["eval"], "marker": "o", "markersize": 3.5, "linewidth": 1.4},
@@ -49,11 +51,12 @@ def score_plot(
     wide: bool,
 ) -> str:
     """A score over iterations, with what the policy and its reference get on held-out prompts."""
-    figure, axes = step_axes(WIDE if wide else SMALL, last_step)
-    _draw(axes, curves, alarms)
+    figure, axes = step_axes(WIDE if wide else _SMALL, last_step)
+    _draw(axes, curves)
+    _mark(axes, alarms, "alarm" if wide else None)
     axes.set_xlabel("iteration")
     axes.set_ylabel(label)
-    _legend(axes, columns=4 if wide else 2)
+    _legend(axes, columns=4)
     return as_svg(figure, _identifier(name), f"{label} over iterations")
 
 
@@ -75,25 +78,27 @@ def measure_plot(
       floor, ceiling: ends of the axis, where it should not follow the values.
       beside: a curve with an axis of its own, at the right.
     """
-    figure, axes = step_axes(SMALL, last_step)
-    _draw(axes, curves, alarms)
+    figure, axes = step_axes(_SMALL, last_step)
+    _draw(axes, curves)
+    _mark(axes, alarms)
     axes.set_xlabel("iteration")
     axes.set_ylabel(label)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylim(bottom=floor, top=ceiling)
     if beside is not None and len(beside.series.finite):
         right = axes.twinx()
         series = beside.series.finite
         right.plot(series.steps, series.values, **_STYLES[beside.style])
-        right.set_ylabel(beside.label)
+        axes.plot([], [], label=beside.label, **_STYLES[beside.style])  # for the legend
         right.set_ylim(0, max(1.25 * series.values.max(), 1e-9))
         right.spines["right"].set_visible(False)
         right.tick_params(length=0)
         right.grid(visible=False)
-    _legend(axes, columns=3)
+    _legend(axes, columns=4)
     return as_svg(figure, _identifier(name), f"{label} over iterations")
 
 
-def _draw(axes: Axes, curves: Sequence[Curve], alarms: Sequence[int]) -> None:
+def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
     for curve in curves:
         series = curve.series.finite
         if not len(series):
@@ -102,9 +107,13 @@ def _draw(axes: Axes, curves: Sequence[Curve], alarms: Sequence[int]) -> None:
             draw_curve(axes, series, curve.label)
         else:
             axes.plot(series.steps, series.values, label=curve.label, **_STYLES[curve.style])
+
+
+def _mark(axes: Axes, alarms: Sequence[int], label: str | None = None) -> None:
+    """A line at each iteration in which an alarm began to ring."""
     for number, step in enumerate(alarms):
-        label = "alarm" if number == 0 else None
-        axes.axvline(step, color=COLOURS["warn"], linewidth=1.0, alpha=0.75, label=label)
+        text = label if number == 0 else None
+        axes.axvline(step, color=COLOURS["warn"], linewidth=1.0, alpha=0.75, label=text)
 
 
 def _legend(axes: Axes, columns: int) -> None:

@@ -33,7 +33,6 @@ FORMULA = (
     "at the cost of three passes in each epoch, as does the critic, every other model once"
 )
 HELD_OUT = "held_out/"
-_EVALUATIONS, _SAMPLES = 12, 16
 # Of the held-out table: label, metric, format.
 _COLUMNS = (
     ("KL (nats)", "kl", "{:.2f}"),
@@ -78,22 +77,21 @@ def key_figures(run: Run) -> list[tuple[str, bool]]:
     return drawn if len(drawn) % 2 else drawn[:-1]  # one is wide, the others come in pairs
 
 
-def sections(run: Run) -> list[Markup]:
-    """The parts below the figures, as HTML."""
-    samples = list(_samples(run))
+def sections(run: Run, evaluations: int = 12, samples: int = 16) -> list[Markup]:
+    """The parts below the figures, as HTML: at most so many lines of each table."""
     return [
         fill(
             "ppo.html.jinja",
             columns=_header(run),
-            lines=[_row(run, line) for line in spread(_held_out(run), _EVALUATIONS)],
-            samples=samples,
+            lines=[_row(run, line) for line in spread(_held_out(run), evaluations)],
+            samples=list(_samples(run))[:samples],
         )
     ]
 
 
 def key_sections(run: Run) -> list[Markup]:
     """Those of `sections` that the report of a chain shows."""
-    return []
+    return sections(run, evaluations=3, samples=4)
 
 
 def key_result(run: Run) -> str:
@@ -228,7 +226,7 @@ def _measure(run: Run, name: str) -> str | None:
         styles = ("first", "second", "third")
         pairs = zip(known, styles, strict=False)
         curves = [Curve(series, text, style) for (series, text), style in pairs]
-    beside = Curve(run.series("beta"), "β", "reference") if name == "kl" else None
+    beside = Curve(run.series("beta"), "β (right)", "reference") if name == "kl" else None
     return measure_plot(
         name,
         label,
@@ -305,7 +303,7 @@ def _samples(run: Run) -> Iterator[dict[str, Any]]:
     """Those of the last evaluation, with what was said of them in small print."""
     with_reference = [sample for sample in run.samples if "reference" in sample]
     last = max((sample["step"] for sample in with_reference), default=None)
-    for sample in [each for each in with_reference if each["step"] == last][:_SAMPLES]:
+    for sample in [each for each in with_reference if each["step"] == last]:
         yield {
             "prompt": prompt_text(sample["prompt"]),
             "texts": [

@@ -1,43 +1,58 @@
-"""A run as one page: `report.html`, self-contained, made from nothing but the run's own files."""
+"""A run as one page: `report.html`, self-contained, made from nothing but the run's own files.
+
+So is a comparison of models, and a chain of commands with all of its runs.
+"""
 
 import json
+import math
 from dataclasses import dataclass
-from types import ModuleType
 
 from etils import epath
 from markupsafe import Markup
 
 from instar.errors import UserError
-from instar.evaluation import language_report, ppo_report, reward_report, run_facts
+from instar.evaluation import chain_report, compare_report, ppo_report, run_facts, stage_reports
 from instar.evaluation.family_report import family
 from instar.evaluation.report_page import figures_of, fill, summary_of
 from instar.evaluation.run_files import Run, load_run
 
 REPORT = "report.html"
-# What a page says of a run is a matter of its stage. Each of these modules has the functions
-# summary, figures, sections, and, for the report of a chain, key_figures, key_sections, key_result.
-STAGES: dict[str, ModuleType] = {"reward": reward_report, "ppo": ppo_report}
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Writes `report.html` into the folder of a run again."""
+    """Writes `report.html` into the folder of a run, a comparison or a pipeline again.
+
+    `price` is what an hour of the machine costs; a pipeline's report then says what it came to.
+    """
 
     workdir: str
+    price: float | None = None
+
+    def check(self) -> None:
+        if self.price is not None and not 0 <= self.price < math.inf:
+            raise UserError(f"price must not be negative ({self.price})")
 
 
 def report(options: ReportOptions) -> None:
     """Writes the report of a run and says where it is."""
-    print(write_report(options.workdir))
+    print(write_report(options.workdir, options.price))
 
 
-def write_report(workdir: epath.PathLike) -> epath.Path:
-    """Writes `report.html` into a run's folder and returns its path.
+def write_report(workdir: epath.PathLike, price: float | None = None) -> epath.Path:
+    """Writes `report.html` into the folder of a run, a comparison or a pipeline; returns its path.
+
+    Args:
+      price: what an hour of a pipeline's machine costs; None leaves the cost out.
 
     Raises:
       UserError: the folder holds no run, or one of its JSON files is damaged.
     """
     folder = epath.Path(workdir)
+    if (folder / chain_report.RECORD).exists():
+        return write_page(folder, chain_report.page(folder, price))
+    if compared := compare_report.load(folder):
+        return write_page(folder, compare_report.page(folder, compared))
     return write_page(folder, render(load_run(folder)))
 
 
@@ -51,14 +66,9 @@ def write_page(folder: epath.Path, page: str) -> epath.Path:
     return path
 
 
-def stage_report(run: Run) -> ModuleType:
-    """The module that reports on the stage of a run."""
-    return STAGES.get(run.stage, language_report)
-
-
 def render(run: Run) -> Markup:
     """The page as HTML."""
-    stage = stage_report(run)
+    stage = stage_reports.of(run)
     figures = stage.figures(run)
     return fill(
         "run.html.jinja",

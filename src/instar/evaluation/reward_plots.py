@@ -13,7 +13,6 @@ from instar.evaluation.plots import (
     WIDE,
     as_svg,
     draw_curve,
-    draw_flags,
     step_axes,
     styled_plot,
 )
@@ -102,21 +101,6 @@ def accuracy_plot(sets: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 @styled_plot
-def training_loss_plot(
-    loss: Series, last_step: int, skipped: Sequence[int] = (), spikes: Sequence[int] = ()
-) -> str:
-    """The ranking loss over steps; below ln 2 the model knows more than nothing."""
-    figure, axes = step_axes(WIDE, last_step)
-    draw_curve(axes, loss.finite, "training")
-    chance = float(np.log(2))
-    axes.axhline(chance, color=COLOURS["muted"], linewidth=0.9, linestyle=_DASHED, label="chance")
-    draw_flags(axes, skipped, spikes)
-    axes.set_ylabel("ranking loss (nats / pair)")
-    axes.legend(loc="lower right", bbox_to_anchor=(1.01, 0.98), ncols=4, borderpad=0)
-    return as_svg(figure, "ranking", "Ranking loss over steps")
-
-
-@styled_plot
 def training_accuracy_plot(accuracy: Series, sets: Mapping[str, Series], last_step: int) -> str:
     """The share of pairs in which the better text wins: those trained on, and each set's."""
     figure, axes = step_axes(SMALL, last_step)
@@ -131,7 +115,9 @@ def training_accuracy_plot(accuracy: Series, sets: Mapping[str, Series], last_st
 
 
 def drawn(sets: Mapping[str, Mapping[str, Any]]) -> Sequence[tuple[str, bool]]:
-    """(SVG, whether it takes the whole width) of the sets of a `reward.json`."""
+    """(SVG, whether it takes the whole width) of the sets of a `reward.json`, if it has any."""
+    if not sets:
+        return []
     return [
         (accuracy_plot(sets), True),
         (reliability_plot(sets), False),

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from instar.evaluation import plots, run_facts
 from instar.evaluation.report_words import Fact
-from instar.evaluation.reward_plots import drawn
+from instar.evaluation.reward_plots import drawn, training_accuracy_plot
 from instar.evaluation.run_files import Run
 
 FORMULA = run_facts.TRAINED_ONCE
@@ -40,23 +40,22 @@ def summary(run: Run) -> list[Fact | None]:
 
 def figures(run: Run) -> list[tuple[str, bool]]:
     """(SVG, whether it takes the whole width) of what there is data for."""
-    last, loss = run.last_step, run.series("loss")
-    shown = []
-    if len(loss.finite):
-        flags = run.flagged("skipped"), run.flagged("spike")
-        nothing = run.series("eval/loss")
-        shown.append((plots.loss_plot(loss, nothing, last, *flags, unit=_UNIT), True))
+    last, shown = run.last_step, _loss(run)
+    if len((accuracy := run.series("accuracy")).finite):
+        names = (name for name in run.names("eval/") if name.endswith("/accuracy"))
+        sets = {name.removesuffix("/accuracy"): run.series(f"eval/{name}") for name in names}
+        shown.append((training_accuracy_plot(accuracy, sets, last), False))
     if len((rate := run.series("learning_rate")).finite):
         shown.append((plots.learning_rate_plot(rate, last), False))
     if len((norm := run.series("grad_norm")).finite):
         clip = run.config.get("optimizer", {}).get("clip_norm")
         shown.append((plots.grad_norm_plot(norm, last, clip), False))
-    return shown + key_figures(run)
+    return shown + list(drawn(_sets(run)))
 
 
 def key_figures(run: Run) -> list[tuple[str, bool]]:
     """Those of `figures` that the report of a chain shows."""
-    return list(drawn(_sets(run))) if _sets(run) else []
+    return list(drawn(_sets(run))) or _loss(run)
 
 
 def sections(run: Run) -> list[Markup]:
@@ -72,8 +71,18 @@ def key_sections(run: Run) -> list[Markup]:
 def key_result(run: Run) -> str:
     """What the run came to, in a few words."""
     parts = (f"{name} {found['accuracy']['value']:.3f}" for name, found in _sets(run).items())
-    found = ", ".join(parts)
-    return f"accuracy in pairs: {found}" if found else ""
+    if found := ", ".join(parts):
+        return f"accuracy in pairs: {found}"
+    trained = run.series("accuracy").finite.values
+    return f"accuracy in the last pairs of training: {trained[-1]:.3f}" if len(trained) else ""
+
+
+def _loss(run: Run) -> list[tuple[str, bool]]:
+    loss = run.series("loss")
+    if not len(loss.finite):
+        return []
+    flags, held_out = (run.flagged("skipped"), run.flagged("spike")), run.series("eval/loss")
+    return [(plots.loss_plot(loss, held_out, run.last_step, *flags, unit=_UNIT), True)]
 
 
 def _sets(run: Run) -> Mapping[str, Any]:
@@ -86,7 +95,7 @@ def table(sets: Mapping[str, Any]) -> Markup:
     head = Markup("").join(Markup("<th>{}</th>").format(each) for each in _HEAD)
     return Markup(
         "<h2>Rated texts</h2>\n"
-        '<div class="scroll"><table class="numbers"><tr>{}</tr>{}</table></div>\n'
+        '<div class="scroll"><table class="named"><tr>{}</tr>{}</table></div>\n'
         '<p class="note">Of two texts, how often the one that people rated higher has the higher '
         "score; the interval is that of drawing the texts anew. ECE is the mean distance between "
         "the probability that the model gives to a preference and how often it holds. Words: a "

@@ -96,31 +96,37 @@ class Run:
         return list(self.facts.get("starts", []))
 
 
+def holds_run(workdir: epath.Path) -> bool:
+    """Whether a folder has what a run leaves."""
+    return any((workdir / name).exists() for name in ("config.json", METRICS))
+
+
 def load_run(workdir: epath.Path) -> Run:
     """Reads the files of a run.
 
     Raises:
       UserError: the folder holds no run, or one of its JSON files is damaged.
     """
-    if not any((workdir / name).exists() for name in ("config.json", METRICS)):
+    if not holds_run(workdir):
         raise UserError(
             f"{workdir} holds no run (neither config.json nor {METRICS}): name the --workdir of one"
         )
     lines = read_metrics(workdir)
     return Run(
         name=workdir.resolve().name,
-        config=_read_optional(workdir / "config.json"),
-        facts=_read_optional(workdir / "run.json"),
+        config=read_optional(workdir / "config.json"),
+        facts=read_optional(workdir / "run.json"),
         lines=_last_of_each_step(line for line in lines if "loss" in line),
         evaluations=_last_of_each_step(line for line in lines if "eval/loss" in line),
         others=[line for line in lines if not {"loss", "eval/loss"} & line.keys()],
         samples=[record for record in read_records(workdir / SAMPLES) if "step" in record],
         lineage=_newest_lineage(workdir / "checkpoints"),
-        reward=_read_optional(workdir / "reward.json"),
+        reward=read_optional(workdir / "reward.json"),
     )
 
 
-def _read_optional(path: epath.Path) -> dict[str, Any]:
+def read_optional(path: epath.Path) -> dict[str, Any]:
+    """The content of a JSON file; {} where there is none. Raises UserError for a damaged one."""
     return read_json(path) if path.exists() else {}
 
 

@@ -21,6 +21,7 @@ from instar.children import Children
 from instar.commands import COMMANDS, resolve
 from instar.config import load
 from instar.errors import UserError
+from instar.evaluation.report import write_report
 from instar.workdir import CHANGEABLE, changes, read_json, write_json
 
 RECORD = "pipeline.json"
@@ -93,7 +94,9 @@ class PipelineConfig:
 
 
 def pipeline(config: PipelineConfig, workdir: str) -> None:
-    """Runs the steps that are not done yet; stopped at any moment, goes on when called again.
+    """Runs the steps that are not done yet, and writes a report of them all.
+
+    Stopped at any moment, it goes on when called again.
 
     Of several processes that run as one program (JAX_PROCESS_ID), each runs the steps in which they
     work together; the others are the first one's alone, and the rest wait for them.
@@ -116,6 +119,7 @@ def pipeline(config: PipelineConfig, workdir: str) -> None:
             _take(plan(step, workdir, config.home), records, children, console)
     if records.primary:
         console.print(_table(records.times([step.name for step in steps])), end="")
+        console.print(f"report: {write_report(folder)}", markup=False)
 
 
 # --- A step -------------------------------------------------------------------------------------
