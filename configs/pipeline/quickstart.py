@@ -21,6 +21,7 @@ STAGES = (
     dict(name="labels", command="reward", config="configs/reward/quickstart_labels.py"),
     dict(name="reward", command="reward", config="configs/reward/quickstart.py"),
     dict(name="ppo", command="ppo", config="configs/ppo/quickstart.py"),
+    dict(name="compare", command="compare", config="configs/compare/quickstart.py"),
 )
 
 

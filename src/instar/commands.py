@@ -58,6 +58,11 @@ COMMANDS = {
         config="instar.stages.ppo_config:PpoConfig",
         together=True,
     ),
+    "compare": Command(
+        "compares models on the same prompts, by judges and by what they cost",
+        function="instar.stages.compare:compare",
+        config="instar.stages.compare_config:CompareConfig",
+    ),
     "pipeline": Command(
         "runs commands one after the other, each with its own config",
         function="instar.stages.pipeline:pipeline",
