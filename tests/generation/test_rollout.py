@@ -53,7 +53,6 @@ def whole_logits(row: np.ndarray) -> np.ndarray:
 
 def one_by_one(prompt: list[int], seed: int) -> tuple[list[int], list[float]]:
     """Tokens and log-probabilities, each from a pass over all that stands before it."""
-    model, params = model_and_params()
     tokens, found = list(prompt), []
     numbers = np.asarray(uniforms(np.full(NEW, seed, np.uint32), np.arange(NEW)), np.float64)
     for number in numbers:

@@ -27,7 +27,7 @@ from instar.training.optimizer import (
 from instar.training.state import TrainState, step_key
 
 VOCAB, STOP, LONGEST, PROMPT = 3, 1, 3, (0, 2)
-BATCH, ITERATIONS = 1024, 80
+BATCH, ITERATIONS = 1024, 100
 
 
 def all_responses() -> list[tuple[int, ...]]:
