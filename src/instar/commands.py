@@ -69,7 +69,7 @@ COMMANDS = {
         config="instar.stages.pipeline:PipelineConfig",
     ),
     "report": Command(
-        "writes the report of a run (DIR/report.html) again",
+        "writes the report of a run, a comparison or a pipeline (DIR/report.html) again",
         function="instar.evaluation.report:report",
         options="instar.evaluation.report:ReportOptions",
     ),

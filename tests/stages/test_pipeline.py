@@ -100,6 +100,7 @@ def test_killed_and_called_again_it_comes_to_what_the_commands_come_to(
     code, said = instar(chain, workdir)
     assert code == 0, said
     assert "data: done before" in said and "run: done in" in said and "together" in said
+    assert (workdir / "report.html").exists()
     assert losses(workdir / "run") == losses(finished_run)
     assert final_fingerprint(workdir / "run") == final_fingerprint(finished_run)
     record = records(workdir)["run"]
