@@ -187,9 +187,10 @@ def make_loss(model: RewardModel, config: RewardConfig) -> LossSums:
                 dropout=config.dropout,
                 key=jax.random.fold_in(key, index),
             )
-            loss, stats = ranking_loss(
-                scores, mine["ranks"], mine["mask"], config.margin, config.centring
-            )
+            ranks = mine["ranks"]
+            gaps = jnp.abs(ranks[:, :, None] - ranks[:, None, :])
+            margin = config.margin + config.gap_margin * gaps
+            loss, stats = ranking_loss(scores, ranks, mine["mask"], margin, config.centring)
             prompts = stats["prompts"].astype(jnp.float32)
             each.append(
                 {"loss": loss * prompts, "weight": prompts}
