@@ -95,6 +95,8 @@ class Player:
         seeds: jax.Array,
     ) -> Answers:
         """Answers by `policy`, with what all roles say of them."""
+        # In one place wherever they come from, so that nothing is compiled again.
+        seeds = jax.device_put(seeds, placed["lengths"].sharding)
         drawn = self._rollout(policy, placed["tokens"], placed["lengths"], seeds)
         experience = self._assess(policy, critic, frozen, drawn)
         texts = self._texts(drawn)
