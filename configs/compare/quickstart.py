@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
             baseline="sft",
             reference="sft",
             base="base",
-            count=512,
+            count=1024,
             max_prompt_length=16,
             max_new_tokens=40,
         )

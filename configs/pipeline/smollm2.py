@@ -24,6 +24,7 @@ STAGES = (
     dict(name="sft", command="sft", config="configs/sft/smollm2.py"),
     dict(name="reward", command="reward", config="configs/reward/smollm2.py"),
     dict(name="ppo", command="ppo", config="configs/ppo/smollm2.py"),
+    dict(name="compare", command="compare", config="configs/compare/smollm2.py"),
 )
 
 

@@ -22,7 +22,8 @@ def get_config() -> ConfigDict:
             batch=dict(size=128),
             steps=60,
             update=dict(
-                beta=0.05,
+                beta=0.1,
+                adaptive_kl=dict(target=6.0, horizon=500.0),
                 scores=dict(eos_penalty=1.0),
                 epochs=2,
                 minibatch=64,

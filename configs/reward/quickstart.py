@@ -1,4 +1,4 @@
-"""What people think of single sentences: rankings of four, by two networks.
+"""What people think of single sentences: rankings of sixteen, by two networks.
 
     instar reward --config configs/reward/quickstart.py --workdir runs/quickstart/reward
 
@@ -15,16 +15,17 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         dict(
             parent="runs/quickstart/labels",
-            # All ratings are on one scale, so that any four sentences can be ranked.
+            # All ratings are on one scale, so that any sixteen sentences can be ranked.
             data=dict(
                 path=f"{RATINGS}/train.jsonl",
                 kind="ratings",
                 group="any",
-                completions=4,
+                completions=16,
                 max_length=64,
             ),
             members=2,
-            batch=dict(size=48),
+            batch=dict(size=12),
+            gap_margin=0.5,
             epochs=3.0,
             dropout=0.1,
             optimizer=dict(
@@ -34,8 +35,12 @@ def get_config() -> ConfigDict:
             # Two cores gain nothing from a loop in the compiled program.
             execution=dict(unroll=0),
             checkpoint=dict(minutes=1.0),
+            # PPO's coefficients then mean the same whatever a reward model's scale.
             normalise=dict(
-                kind="demonstrations", path="runs/quickstart/demonstration/dialogues.jsonl"
+                kind="samples",
+                path="runs/quickstart/demonstration/prompts/train.jsonl",
+                policy="runs/quickstart/sft",
+                sampling=dict(max_new_tokens=40),
             ),
             evaluation=dict(
                 every=100,
