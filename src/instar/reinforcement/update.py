@@ -103,10 +103,11 @@ def make_improve(
             params, opt_state = dict(params), dict(opt_state)
             for name, learner in learners.items():
                 apply = finite & ~stopped & active[name]
-                params[name], opt_state[name] = _stepped(
-                    learner, grads[name], norms[name], shares[name], params[name],
-                    opt_state[name], apply,
-                )  # fmt: skip
+                clipped = clip_by_norm(grads[name], norms[name], learner.clip_norm)
+                old = params[name], opt_state[name]
+                params[name], opt_state[name] = _kept(
+                    apply, _stepped(learner, clipped, shares[name], *old), old
+                )
             stats |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
             stats |= {"tried": jnp.float32(1), "done": 1.0 - stopped, "skipped": 1.0 - finite}
             return (params, opt_state, stopped), stats
@@ -321,24 +322,17 @@ def make_gradients(
 
 
 def _stepped(
-    learner: Learner,
-    grads: Params,
-    norm: jax.Array,
-    share: jax.Array,
-    params: Params,
-    opt_state: optax.OptState,
-    apply: jax.Array,
+    learner: Learner, grads: Params, share: jax.Array, params: Params, opt_state: optax.OptState
 ) -> tuple[Params, optax.OptState]:
-    """Parameters and optimiser state after one step, or as they are where `apply` is false."""
-    clipped = clip_by_norm(grads, norm, learner.clip_norm)
-    updates, new_state = learner.optimizer.update(clipped, opt_state, params)
+    """Parameters and optimiser state after one step at a share of the peak rate."""
+    updates, opt_state = learner.optimizer.update(grads, opt_state, params)
     updates = jax.tree.map(lambda u: (u * share).astype(u.dtype), updates)
-    stepped = optax.apply_updates(params, updates)
+    return optax.apply_updates(params, updates), opt_state
 
-    def keep(new: Params, old: Params) -> Params:
-        return jax.tree.map(lambda n, o: jnp.where(apply, n, o), new, old)
 
-    return keep(stepped, params), keep(new_state, opt_state)
+def _kept(apply: jax.Array, new: tuple, old: tuple) -> tuple:
+    """`new` where `apply` is true, else `old`."""
+    return jax.tree.map(lambda n, o: jnp.where(apply, n, o), new, old)
 
 
 def _over_updates(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
