@@ -252,7 +252,8 @@ main() {
   chat) shift && chat "$@" ;;
   smollm2) smollm2 ;;
   ratings) ratings ;;
-  test) shift && cd "$root" && exec python -m pytest "$@" ;;
+  # By file, so that what a file's tests share is made once.
+  test) shift && cd "$root" && exec python -m pytest --numprocesses auto --dist loadfile "$@" ;;
   *) exec "$@" ;;
   esac
 }
