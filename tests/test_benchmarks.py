@@ -92,3 +92,17 @@ def test_generate(tmp_path):
     programs = {"instar float32", "instar bfloat16", "transformers float32"}
     assert written["measured"]["2 rows"].keys() == programs
     assert written["bytes_per_second"] > 0
+
+
+@pytest.mark.parity
+def test_ppo_step(tmp_path):
+    pytest.importorskip("trl")
+    small = ("--models", "tiny", "--turns", 1, "--prompt", 4, "--new", 8)
+    written = run("ppo_step.py", *small, result=tmp_path / "ppo_step.json")
+    # The script itself sees to it that both begin as the same models.
+    found = written["measured"]["tiny"]
+    assert found["ratio"]["median"] > 0
+    for phases in found["phases"].values():
+        assert all(phases[phase] > 0 for phase in ("rollout", "assess", "update", "rest"))
+    # Nothing of an iteration is missing in its phases.
+    assert sum(found["phases"]["trl"].values()) == pytest.approx(found["seconds"]["trl"]["min"])
