@@ -2,9 +2,9 @@
 
     instar prepare --config configs/data/quickstart.py --workdir runs/quickstart/data
 
-About 12 s on 2 CPU cores. Result: 24,481 training documents of 9,046,208 tokens in all (3.53 bytes a
-token), 519 held-out documents of 192,741 tokens, no record skipped, 30 MB on disk. What the held-out
-text costs without a neural network is in benchmarks/results/baselines.json.
+About 12 s on 2 CPU cores. Result: 24,481 training documents of 9,046,208 tokens in all (3.53 bytes
+a token), 519 held-out documents of 192,741 tokens, no record skipped, 30 MB on disk. What the
+held-out text costs without a neural network is in benchmarks/results/baselines.json.
 """
 
 from ml_collections import ConfigDict
