@@ -55,7 +55,7 @@ class Stage:
       flops_per_token: model FLOP of a training token; `peak`: those of all devices a second.
       on_start: called once with the step at which the run starts or resumes.
       finish: what becomes of the state after the last step, before it is evaluated and saved.
-      watch: reads the scalars of each step, may add to them, and says what is alarming in them.
+      watch: reads the scalars of each logged step, may add to them, and says what is alarming.
     """
 
     name: str
@@ -195,8 +195,10 @@ class _Run:
         scalars["spike"] = float(not skipped and self.spikes.is_spike(loss))
         self.progress.update(step, loss, scalars["tokens"])
         scalars |= stage.observe(position) | self.progress.throughput()
-        alarms = stage.watch(step, scalars)
-        if step % self.config.logging.every == 0 or skipped or scalars["spike"] or alarms:
+        logged = step % self.config.logging.every == 0 or skipped or scalars["spike"] > 0
+        # Those of a step that is not logged would be unknown to a resumed run.
+        alarms = stage.watch(step, scalars) if logged else []
+        if logged:
             self.writer.write(step, scalars)
         for alarm in alarms:
             self.progress.message(f"step {step}: ALARM: {alarm}")
