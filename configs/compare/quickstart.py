@@ -1,6 +1,8 @@
 """The quickstart's models side by side on the openings of sentences that none has seen.
 
-instar compare --config configs/compare/quickstart.py --workdir runs/quickstart/compare
+    instar compare --config configs/compare/quickstart.py --workdir runs/quickstart/compare
+
+Half a minute on two cores of an Intel Xeon.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,10 @@
 
     instar reward --config configs/reward/quickstart.py --workdir runs/quickstart/reward
 
-The second phase; the first is `quickstart_labels.py`.
+The second phase; the first is `quickstart_labels.py`. Two cores of an Intel Xeon: 3 minutes 9
+seconds, with the bag of words that it is compared with. Result: 75.7 % of held-out pairs as people
+order them (the bag of words 76.6 %); 67.6 % on product reviews, 58.2 % on editorials, 63.5 % on
+tweets.
 """
 
 from ml_collections import ConfigDict

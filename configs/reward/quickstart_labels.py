@@ -3,7 +3,9 @@
     instar reward --config configs/reward/quickstart_labels.py --workdir runs/quickstart/labels
 
 The first of the two phases of the quickstart's reward model: sentences of positive reviews are to
-score higher than those of negative ones. `quickstart.py` goes on from it with people's ratings.
+score higher than those of negative ones. `quickstart.py` goes on from it with people's ratings;
+without this phase it comes to 72.7 % of held-out pairs instead of 75.7 %. Two cores of an Intel
+Xeon: 1 minute 44 seconds. Result: 70 % of the last training pairs.
 """
 
 from ml_collections import ConfigDict
