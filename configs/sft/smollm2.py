@@ -8,7 +8,7 @@ def get_config() -> ConfigDict:
         dict(
             parent="runs/smollm2/model",
             data=dict(path="runs/smollm2/dialogues", sequence_length=64),
-            batch=dict(size=16),
+            batch=dict(size=16, microbatch=8),
             steps=40,
             optimizer=dict(learning_rate=1e-4, weight_decay=0.0),
             schedule=dict(kind="cosine", warmup_steps=4),
