@@ -175,7 +175,10 @@ def test_a_reward_model_is_no_language_model(trained, tmp_path):
 
 
 def test_the_loss_is_that_of_each_text_alone(config, trained):
-    """Packing and microbatches change nothing: each member's loss and gradient are its own."""
+    """Packing and microbatches change nothing: each member's loss and gradient are its own.
+
+    So are the margins of its pairs, which grow with the gap of their ratings.
+    """
     model, loaded = RewardModel(load(trained).spec, 2), load(trained)
     params = jax.tree.map(np.asarray, loaded.params)
     data = PreferenceConfig(config.data.path, "ratings", 3, 16, "any")
@@ -198,11 +201,13 @@ def test_the_loss_is_that_of_each_text_alone(config, trained):
             scores = model.scores(
                 params, jnp.asarray(drawn["tokens"].reshape(24, 16)), drawn["lengths"].reshape(24)
             )[member]
-            loss, stats = ranking_loss(scores.reshape(8, 3), drawn["ranks"], drawn["mask"])
+            ranks = drawn["ranks"]
+            margin = 0.1 + 0.5 * np.abs(ranks[:, :, None] - ranks[:, None, :])
+            loss, stats = ranking_loss(scores.reshape(8, 3), ranks, drawn["mask"], margin)
             each.append(loss * stats["prompts"])
         return sum(each)
 
-    loss = make_loss(model, dataclasses.replace(config, dropout=0.0))
+    loss = make_loss(model, dataclasses.replace(config, margin=0.1, gap_margin=0.5))
     run = jax.jit(lambda params, batch: accumulate(loss, params, None, batch, jax.random.key(0)))
     value, gradient = jax.jit(jax.value_and_grad(expected))(params)
     for microbatch in (8, 4):
