@@ -170,7 +170,7 @@ def test_files_of_another_kind_and_files_of_nothing_are_refused(tmp_path):
         opened(path, "pairs")
     with pytest.raises(UserError, match=r"nothing to compare .*too_long 9.*max_length"):
         opened(path, "rankings", max_length=2)
-    with pytest.raises(UserError, match=r"preferences\.path .*none does not exist"):
+    with pytest.raises(UserError, match=r"data\.path .*none does not exist"):
         opened(tmp_path / "none", "pairs")
     with pytest.raises(UserError, match="has no record"):
         opened(write(tmp_path / "b.jsonl"), "pairs")
@@ -182,9 +182,9 @@ def test_files_of_another_kind_and_files_of_nothing_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"path": ""}, "preferences.path must name"),
-        ({"completions": 1}, "preferences.completions must be at least 2"),
-        ({"max_length": 0}, "preferences.max_length must be at least 1"),
+        ({"path": ""}, "data.path must name"),
+        ({"completions": 1}, "data.completions must be at least 2"),
+        ({"max_length": 0}, "data.max_length must be at least 1"),
         ({"group": "any"}, 'group "any" is for ratings alone'),
     ],
 )

@@ -44,15 +44,13 @@ class PreferenceConfig:
     def check(self) -> None:
         """Raises UserError for values that no comparison can have."""
         if not self.path:
-            raise UserError("preferences.path must name a .jsonl file or a folder of them")
+            raise UserError("data.path must name a .jsonl file or a folder of them")
         if self.completions < 2:
-            raise UserError(f"preferences.completions must be at least 2, not {self.completions}")
+            raise UserError(f"data.completions must be at least 2, not {self.completions}")
         if self.max_length < 1:
-            raise UserError(f"preferences.max_length must be at least 1, not {self.max_length}")
+            raise UserError(f"data.max_length must be at least 1, not {self.max_length}")
         if self.group == "any" and self.kind != "ratings":
-            raise UserError(
-                f'preferences.group "any" is for ratings alone, and preferences.kind is {self.kind}'
-            )
+            raise UserError(f'data.group "any" is for ratings alone, and data.kind is {self.kind}')
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class Comparisons:
         """
         reader = _READERS[config.kind]
         read = read_json_lines(
-            config.path, "preferences.path", encoder, lambda record: reader(record, encoder)
+            config.path, "data.path", encoder, lambda record: reader(record, encoder)
         )
         groups = _grouped_ratings(read.items, config) if config.kind == "ratings" else read.items
         short = [_without(group, config.max_length) for group in groups]
@@ -124,8 +122,8 @@ class Comparisons:
         }
         if not told_apart:
             raise UserError(
-                f"preferences.path {config.path} has nothing to compare ({_told(facts)}): look at "
-                "preferences.max_length and at what the records hold"
+                f"data.path {config.path} has nothing to compare ({_told(facts)}): look at "
+                "data.max_length and at what the records hold"
             )
         comparisons = cls(config, told_apart, facts, read)
         tokens = sum(len(text) for group in told_apart for text in group.texts)
