@@ -62,7 +62,7 @@ def test_a_smaller_batch_fills_the_first_microbatches():
 
 
 def test_a_microbatch_must_divide_over_the_mesh():
-    with pytest.raises(UserError, match=r"12 rows cannot be split .* mesh.data x mesh.fsdp = 8"):
+    with pytest.raises(UserError, match=r"12 rows cannot be split .* mesh.fsdp = 8"):
         layout(MeshConfig(), microbatch=12)
     layout(MeshConfig(2, 1, 4), microbatch=12)
 

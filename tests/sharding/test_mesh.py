@@ -8,25 +8,26 @@ from instar.sharding.mesh import AXES, MeshConfig, make_mesh
 
 
 @pytest.mark.parametrize(
-    ("config", "shape"),
+    ("config", "sizes"),
     [
-        (MeshConfig(), (1, 8, 1)),
-        (MeshConfig(data=-1, fsdp=2, tensor=2), (2, 2, 2)),
-        (MeshConfig(data=2, fsdp=1, tensor=4), (2, 1, 4)),
-        (MeshConfig(data=1, fsdp=1, tensor=-1), (1, 1, 8)),
-        (MeshConfig(data=4, fsdp=-1, tensor=2), (4, 1, 2)),
+        (MeshConfig(), {"fsdp": 8}),
+        (MeshConfig(data=-1, fsdp=2, tensor=2), {"data": 2, "fsdp": 2, "tensor": 2}),
+        (MeshConfig(data=2, fsdp=1, tensor=4), {"data": 2, "tensor": 4}),
+        (MeshConfig(fsdp=1, tensor=-1), {"tensor": 8}),
+        (MeshConfig(fsdp=2, context=2, expert=2), {"fsdp": 2, "context": 2, "expert": 2}),
+        (MeshConfig(slice=2, fsdp=-1), {"slice": 2, "fsdp": 4}),
     ],
 )
-def test_shape(config, shape):
+def test_shape(config, sizes):
     config.check()
     mesh = make_mesh(config)
-    assert tuple(mesh.shape[axis] for axis in AXES) == shape
+    assert dict(mesh.shape) == dict.fromkeys(AXES, 1) | sizes
     assert {d.id for d in mesh.devices.flat} == {d.id for d in jax.devices()}
 
 
 def test_fewer_devices():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(mesh.shape) == dict.fromkeys(AXES, 1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from instar.errors import UserError
-from instar.sharding.rules import batch_sharding, batch_shards, replicated
+from instar.sharding.rules import RULES, axes_told, batch_sharding, batch_shards, replicated
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class BatchLayout:
         if self.microbatch % shards:
             raise UserError(
                 f"a microbatch of {self.microbatch} rows cannot be split evenly over "
-                f"mesh.data x mesh.fsdp = {shards}: make batch.microbatch a multiple of it"
+                f"{axes_told(self.mesh, RULES['batch'])} = {shards}: make batch.microbatch a "
+                "multiple of it"
             )
 
     def local_rows(self) -> np.ndarray:

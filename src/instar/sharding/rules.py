@@ -1,7 +1,7 @@
 """One table from logical axes to mesh axes, and what follows from it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -11,7 +11,7 @@ from instar.models.parameters import Axes
 
 # Names that are not in the table (layers, head_dim, norm, positions, sequence) are not split.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("slice", "data", "fsdp", "expert"),
     "embed": ("fsdp",),
     "mlp": ("tensor",),
     "heads": ("tensor",),
@@ -75,6 +75,11 @@ def constrain(mesh: Mesh) -> Callable[[jax.Array, tuple[str | None, ...]], jax.A
     )
 
 
+def axes_told(mesh: Mesh, axes: Sequence[str]) -> str:
+    """The axes of more than one device, for a message: mesh.data x mesh.fsdp."""
+    return " x ".join(f"mesh.{axis}" for axis in axes if mesh.shape[axis] > 1)
+
+
 def check_divisible(mesh: Mesh, axes: dict, shapes: dict) -> None:
     """Raises UserError where a parameter does not divide over the mesh, naming axis and sizes."""
     for axis, array in zip(jax.tree.leaves(axes), jax.tree.leaves(shapes), strict=True):
@@ -85,8 +90,8 @@ def _check_parameter(mesh: Mesh, axes: Axes, shape: tuple[int, ...]) -> None:
     for name, size in zip(axes.names, shape, strict=True):
         parts = math.prod(mesh.shape[axis] for axis in RULES.get(name, ()))
         if size % parts:
-            split = " x ".join(f"mesh.{axis}" for axis in RULES[name])
             raise UserError(
-                f"{size} {name} cannot be split evenly over {split} = {parts}: "
+                f"{size} {name} cannot be split evenly over {axes_told(mesh, RULES[name])} = "
+                f"{parts}: "
                 f"change the model's {name} or the mesh"
             )
