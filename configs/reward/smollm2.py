@@ -2,12 +2,16 @@
 
 from ml_collections import ConfigDict
 
+DEMONSTRATION = "runs/smollm2/demonstration"
+SETS = ("held_out", "amazon", "nyt", "tweets")
+
 
 def get_config() -> ConfigDict:
-    ratings = "runs/smollm2/demonstration/ratings"
+    ratings = f"{DEMONSTRATION}/ratings"
     return ConfigDict(
         dict(
             parent="runs/smollm2/sft",
+            # All ratings are on one scale, so that any eight sentences can be ranked.
             data=dict(
                 path=f"{ratings}/train.jsonl",
                 kind="ratings",
@@ -16,9 +20,22 @@ def get_config() -> ConfigDict:
                 max_length=64,
             ),
             batch=dict(size=4),
-            epochs=1.0,
+            gap_margin=0.5,
+            epochs=0.8,
             optimizer=dict(learning_rate=5e-5, weight_decay=0.0),
             schedule=dict(kind="cosine", warmup_steps=15),
             checkpoint=dict(minutes=5.0),
+            normalise=dict(
+                kind="samples",
+                path=f"{DEMONSTRATION}/prompts/train.jsonl",
+                sampling=dict(max_new_tokens=28),
+                count=128,
+            ),
+            evaluation=dict(
+                sets={name: f"{ratings}/{name}.jsonl" for name in SETS},
+                limit=64,
+                texts=1000,
+                baseline=(f"{ratings}/train.jsonl",),
+            ),
         )
     )
