@@ -77,6 +77,27 @@ def test_the_chosen_of_a_pair_ranks_before_the_rejected(tmp_path):
     assert ranks["film good"] < ranks["film bad"]
 
 
+def test_more_ratings_are_brought_to_the_scale_of_the_first(tmp_path):
+    first, second = np.asarray([-3.0, 0.5, 4.0]), np.asarray([1.0, -1.0, -1.0, 1.0, 1.0])
+    files = [
+        write(tmp_path / name, *(rating("film", f" {name}{i}", x) for i, x in enumerate(values)))
+        for name, values in (("a.jsonl", first), ("b.jsonl", second))
+    ]
+    both = opened(files[0], "ratings", completions=8, group="any", extra=str(files[1]))
+    alone = opened(files[0], "ratings", completions=8, group="any")
+    batch = both.batch(0, 0, 1)
+    ranks = dict(zip(texts(batch, 0), -batch["ranks"][0].astype(np.float64), strict=False))
+    moved = np.asarray([ranks[f"film b.jsonl{i}"] for i in range(5)])
+    np.testing.assert_allclose([ranks[f"film a.jsonl{i}"] for i in range(3)], first)
+    np.testing.assert_allclose([moved.mean(), moved.std()], [first.mean(), first.std()], rtol=1e-6)
+    np.testing.assert_allclose(np.corrcoef(moved, second)[0, 1], 1)
+    assert both.digest != alone.digest and both.facts["records"] == 8
+    thrice = opened(files[0], "ratings", completions=14, group="any", extra=str(files[1]), repeat=3)
+    assert sorted(texts(thrice.batch(0, 0, 1), 0)) == sorted(
+        [f"film a.jsonl{i}" for i in range(3)] * 3 + [f"film b.jsonl{i}" for i in range(5)]
+    )
+
+
 def test_ratings_of_one_prompt_are_compared(tmp_path):
     as_messages = [{"role": "user", "content": "film", "name": "ann"}]
     path = write(
@@ -186,6 +207,9 @@ def test_files_of_another_kind_and_files_of_nothing_are_refused(tmp_path):
         ({"completions": 1}, "data.completions must be at least 2"),
         ({"max_length": 0}, "data.max_length must be at least 1"),
         ({"group": "any"}, 'group "any" is for ratings alone'),
+        ({"kind": "ratings", "extra": "b.jsonl"}, r"data.extra \(b.jsonl\) goes with data.group"),
+        ({"repeat": 2}, r"data.repeat \(2\) goes with data.extra"),
+        ({"kind": "ratings", "group": "any", "extra": "b", "repeat": 0}, "must be at least 1"),
     ],
 )
 def test_configs_that_are_refused(fields, message):

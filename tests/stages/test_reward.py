@@ -16,6 +16,7 @@ from runs import final_fingerprint, losses
 from instar import load
 from instar.data.preferences import Comparisons, PreferenceConfig
 from instar.errors import UserError
+from instar.generation.sampling import SamplingConfig
 from instar.interchange.convert import ExportOptions, export_model
 from instar.interchange.loading import load_language_model, open_model
 from instar.models.reward_model import RewardModel
@@ -25,7 +26,7 @@ from instar.sharding.mesh import MeshConfig, make_mesh
 from instar.stages.config import BatchConfig
 from instar.stages.reward import make_loss, read_params, reward
 from instar.stages.reward_batches import ComparisonBatches
-from instar.stages.reward_config import RewardConfig
+from instar.stages.reward_config import NormaliseConfig, RewardConfig
 from instar.stages.run import make_layout
 from instar.training.step import accumulate
 
@@ -104,6 +105,23 @@ def test_it_learns_what_people_prefer(trained, ratings):
         assert np.mean(gaps > 0) > 0.9
     # The texts of `normalise` are all of these.
     np.testing.assert_allclose(members.mean(axis=1), 0, atol=1e-4)
+
+
+def test_scores_measured_from_a_policy_s_samples(config, trained, finished_run, ratings, tmp_path):
+    """The samples, drawn again, have mean 0 and standard deviation 1 for each member."""
+    sampling = SamplingConfig(max_new_tokens=6)
+    normalise = NormaliseConfig("samples", str(ratings), str(finished_run), sampling, count=24)
+    changes = {"parent": str(trained), "members": None, "steps": 1, "chat_template": None}
+    reward(dataclasses.replace(config, normalise=normalise, **changes), str(tmp_path / "run"))
+    model = load(tmp_path / "run")
+    ids = [model.encoder.prompt("t")] * 24
+    drawn = load(finished_run).generate(ids, sampling=sampling, seed=config.seed)
+    texts = [completion.text for completion in drawn]
+    assert len(set(texts)) > 12
+    short = [text for text in texts if len(model.encoder.whole("t", text)) <= 16]
+    scores = model.member_scores(["t"] * len(short), short)
+    np.testing.assert_allclose(scores.mean(axis=1), 0, atol=1e-4)
+    np.testing.assert_allclose(scores.std(axis=1), 1, atol=1e-4)
 
 
 def test_its_files_tell_what_it_is_worth(trained, finished_run):

@@ -69,8 +69,17 @@ def read_json_lines(
         )
     if not items:
         raise UserError(f"{field} {path} has no record: name another file")
-    parts = [encoder.digest, *(file_digest(file) for file in files)]
-    return Records(items, skipped, hashlib.sha256("\0".join(parts).encode()).hexdigest())
+    return Records(items, skipped, _digest([encoder.digest, *map(file_digest, files)]))
+
+
+def joined(first: Records[T], second: Records[T], items: list[T]) -> Records[T]:
+    """Two readings as one, with `items` in place of what they read."""
+    digest = _digest([first.digest, second.digest])
+    return Records(items, first.skipped + second.skipped, digest)
+
+
+def _digest(parts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _files(path: epath.Path, field: str) -> list[epath.Path]:

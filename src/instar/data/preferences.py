@@ -1,5 +1,6 @@
 """What people prefer: groups of completions to learn a reward from, and rated texts to judge by."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,14 @@ from typing import Any, Literal
 import numpy as np
 from etils import epath
 
-from instar.data.completion_files import Records, finite, padded, read_json_lines, required
+from instar.data.completion_files import (
+    Records,
+    finite,
+    joined,
+    padded,
+    read_json_lines,
+    required,
+)
 from instar.data.completions import CompletionEncoder, Prompt, prompt_messages
 from instar.data.epochs import shuffled_epochs
 from instar.data.permutation import derive_keys, permute
@@ -33,6 +41,9 @@ class PreferenceConfig:
       max_length: the tokens of a prompt and its completion; longer ones are left out.
       group: which ratings are compared: "prompt", those with the same prompt; "any", random ones,
         drawn anew in each epoch: where all ratings are on one scale.
+      extra: more ratings, of another scale perhaps, to compare with one another and with those of
+        `path`, to whose mean and standard deviation they are brought; where `group` is "any".
+      repeat: how often each text of `path` is in an epoch, so that the extra ones weigh less.
     """
 
     path: str
@@ -40,6 +51,8 @@ class PreferenceConfig:
     completions: int
     max_length: int
     group: Literal["prompt", "any"] = "prompt"
+    extra: str | None = None
+    repeat: int = 1
 
     def check(self) -> None:
         """Raises UserError for values that no comparison can have."""
@@ -51,6 +64,12 @@ class PreferenceConfig:
             raise UserError(f"data.max_length must be at least 1, not {self.max_length}")
         if self.group == "any" and self.kind != "ratings":
             raise UserError(f'data.group "any" is for ratings alone, and data.kind is {self.kind}')
+        if self.extra is not None and self.group != "any":
+            raise UserError(f'data.extra ({self.extra}) goes with data.group "any": set that')
+        if self.repeat != 1 and self.extra is None:
+            raise UserError(f"data.repeat ({self.repeat}) goes with data.extra: set epochs instead")
+        if self.repeat < 1:
+            raise UserError(f"data.repeat must be at least 1, not {self.repeat}")
 
 
 @dataclass(frozen=True)
@@ -106,15 +125,23 @@ class Comparisons:
           UserError: one cannot be read, is mostly broken, or there is nothing to compare.
         """
         reader = _READERS[config.kind]
-        read = read_json_lines(
-            config.path, "data.path", encoder, lambda record: reader(record, encoder)
-        )
+
+        def records(path: str, field: str) -> Records:
+            return read_json_lines(path, field, encoder, lambda record: reader(record, encoder))
+
+        read = records(config.path, "data.path")
+        count = len(read.items) + len(read.skipped)
+        if config.extra is not None:
+            more = records(config.extra, "data.extra")
+            count += len(more.items) + len(more.skipped)
+            items = read.items * config.repeat + _like(more.items, read.items)
+            read = joined(read, more, items)
         groups = _grouped_ratings(read.items, config) if config.kind == "ratings" else read.items
         short = [_without(group, config.max_length) for group in groups]
         enough = [group for group in short if len(group.texts) > 1]
         told_apart = [group for group in enough if len(set(group.ranks)) > 1]
         facts = {
-            "records": len(read.items) + len(read.skipped),
+            "records": count,
             "skipped": len(read.skipped),
             "too_long": _completions(groups) - _completions(short),
             "too_small": len(short) - len(enough),
@@ -167,7 +194,7 @@ class Comparisons:
         """A group of an epoch, and which of its completions are compared there."""
         most = self._config.completions
         if self._drawn_from_all:
-            # Stretches of one permutation: no text comes twice in an epoch.
+            # Stretches of one permutation: each comes once in an epoch.
             group, first, purpose = self._groups[0], number * most, "members"
         else:
             group, first, purpose = self._groups[number], 0, f"members of {number}"
@@ -235,6 +262,16 @@ _READERS: dict[str, Callable[[Mapping[str, Any], CompletionEncoder], Any]] = {
     "pairs": _pair,
     "ratings": _rating,
 }
+
+
+def _like(rated: Sequence[RatedText], others: Sequence[RatedText]) -> list[RatedText]:
+    """The first with ratings of the others' mean and standard deviation."""
+    ratings, like = (np.asarray([each.rating for each in some]) for some in (rated, others))
+    moved = (ratings - ratings.mean()) * (like.std() / (ratings.std() or 1.0)) + like.mean()
+    return [
+        dataclasses.replace(each, rating=rating)
+        for each, rating in zip(rated, moved.tolist(), strict=True)
+    ]
 
 
 def _grouped_ratings(rated: Sequence[RatedText], config: PreferenceConfig) -> list[_Group]:

@@ -16,7 +16,7 @@ from instar.errors import UserError
 
 # What the cross-validation chooses from: the penalty, and how much an extra text counts.
 _ALPHAS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
-_EXTRA_WEIGHTS = (0.03, 0.1, 0.3)
+_EXTRA_WEIGHTS = (0.0, 0.03, 0.1, 0.3)
 _FOLDS = 5
 
 
@@ -87,7 +87,7 @@ class BagOfWords:
           weights: [N], how much each counts; None for all the same.
           extra: more texts and ratings, of another scale perhaps: they are brought to the mean and
             standard deviation of `ratings`. Then how much each of them counts is chosen by how well
-            `texts` are predicted, with the penalty that is best without them.
+            one fold of `texts` is predicted, with the penalty that is best without them.
 
         Raises:
           UserError: scikit-learn is missing, or there are fewer than ten texts, or no words.
@@ -107,21 +107,25 @@ class BagOfWords:
             return np.concatenate([weights, np.full(len(more), extra_weight)])
 
         count = len(texts)
-        alone = {
-            alpha: _error(features[:count], ratings, weights, count, alpha) for alpha in _ALPHAS
+        errors = {
+            alpha: _error(features[:count], ratings, weights, alpha, range(_FOLDS))
+            for alpha in _ALPHAS
         }
-        alpha = min(alone, key=alone.__getitem__)
-        errors = {0.0: alone[alpha]}
-        for share in _EXTRA_WEIGHTS if len(more) else ():
-            errors[share] = _error(features, targets, weighted(share), count, alpha)
-        share = min(errors, key=errors.__getitem__)
+        alpha, share = min(errors, key=errors.__getitem__), 0.0
+        if len(more):
+            # One fold: with many more texts each fit takes seconds.
+            shares = {
+                share: _error(features, targets, weighted(share), alpha, range(1), count)
+                for share in _EXTRA_WEIGHTS
+            }
+            share = min(shares, key=shares.__getitem__)
         facts = {
             "texts": count,
             "extra": len(more),
             "features": features.shape[1],
             "alpha": alpha,
             "extra_weight": share,
-            "error": errors[share],
+            "error": errors[alpha],
         }
         return cls(vectorizer, _ridge(features, targets, weighted(share), alpha), facts)
 
@@ -167,17 +171,25 @@ def _ridge(features: Any, targets: np.ndarray, weights: np.ndarray, alpha: float
 
 
 def _error(
-    features: Any, targets: np.ndarray, weights: np.ndarray, count: int, alpha: float
+    features: Any,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    alpha: float,
+    folds: range,
+    count: int | None = None,
 ) -> float:
     """The weighted mean squared error on the first `count` rows, each predicted without its fold.
 
-    The other rows are learnt from in every fold.
+    Of the `_FOLDS` folds of these rows those of `folds` are predicted; all other rows are learnt
+    from. `count` is that of all rows where it is None.
     """
-    folds = np.random.default_rng(0).permutation(count) % _FOLDS
+    count = len(targets) if count is None else count
+    fold_of = np.random.default_rng(0).permutation(count) % _FOLDS
     squares = np.zeros(count)
-    for fold in range(_FOLDS):
-        held_out = np.flatnonzero(folds == fold)
+    for fold in folds:
+        held_out = np.flatnonzero(fold_of == fold)
         learnt = np.setdiff1d(np.arange(len(targets)), held_out)
         regression = _ridge(features[learnt], targets[learnt], weights[learnt], alpha)
         squares[held_out] = (regression.predict(features[held_out]) - targets[held_out]) ** 2
-    return float(np.average(squares, weights=weights[:count]))
+    predicted = fold_of < len(folds)
+    return float(np.average(squares[predicted], weights=weights[:count][predicted]))
