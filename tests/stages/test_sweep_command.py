@@ -1,0 +1,345 @@
+"""`instar sweep`: trials that are checked, run, killed, gone on with, and emitted as jobs."""
+
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from runs import environment, losses
+from runs import instar as run_instar
+
+from instar import cli, sweep
+from instar.errors import UserError
+from instar.stages.sweep_emit import job_name
+from instar.stages.sweep_trials import command_of, name_trials, plan_trials, read_trials
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Four trials, of which the last one finds no data.
+SWEEP = """
+from instar import sweep
+
+def get_sweep():
+    widths = sweep.zip({"model.width": (16, 32), "model.mlp_width": (32, 64)})
+    trials = sweep.product(widths, {"optimizer.learning_rate": (1e-2, 2e-2)})
+    trials[3]["data.path"] = "gone"
+    yield from trials
+"""
+QUICK = (
+    "--config.steps=4",
+    "--config.evaluation.every=4",
+    "--config.evaluation.prompts=[]",
+    "--config.checkpoint.keep_steps=None",
+    "--config.logging.tensorboard=false",
+)
+NAMES = [
+    f"width={width},mlp_width={2 * width},learning_rate={rate}"
+    for width in (16, 32)
+    for rate in (0.01, 0.02)
+]
+NAMES[3] += ",path=gone"
+
+
+@pytest.fixture
+def folder(run_config, tmp_path, monkeypatch) -> pathlib.Path:
+    """A folder with a sweep file and, below pretrain/, the config that it is for."""
+    (tmp_path / "pretrain").mkdir()
+    shutil.copy(run_config, tmp_path / "pretrain/run.py")
+    (tmp_path / "trials.py").write_text(SWEEP)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def words_of(folder: pathlib.Path, *more: str) -> list[str]:
+    return [
+        *("sweep", "--config", str(folder / "pretrain/run.py")),
+        *("--sweep", str(folder / "trials.py"), "--workdir", str(folder / "all"), *QUICK, *more),
+    ]
+
+
+@pytest.fixture
+def instar(folder, monkeypatch, capfd):
+    """Runs the sweep in this process, its trials in others; gives (exit code, out, err)."""
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+
+    def run(*more: str) -> tuple[int, str, str]:
+        try:
+            code = cli.main(words_of(folder, *more))
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def records(folder: pathlib.Path) -> dict:
+    path = folder / "all/trials.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def fake_cluster(folder: pathlib.Path, instar: str) -> dict[str, str]:
+    """An environment with an srun that runs one task here, and `instar` as a shell's words."""
+    programs = folder / "bin"
+    programs.mkdir(exist_ok=True)
+    for name, body in (
+        ("srun", 'exec "$@"'),
+        ("scontrol", "printf 'node7\\nnode8\\n'"),
+        ("instar", instar),
+    ):
+        (programs / name).write_text(f"#!{shutil.which('bash')}\n{body}\n")
+        (programs / name).chmod(0o755)
+    return environment() | {"PATH": f"{programs}:{os.environ['PATH']}"}
+
+
+def test_killed_gone_on_with_failed_and_finished_elsewhere(folder, instar, tiny_data):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "instar", *words_of(folder)],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log = folder / "all" / NAMES[1] / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text()):
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    killed = records(folder)
+    assert [killed[name]["status"] for name in NAMES] == ["done", "running", "waiting", "waiting"]
+    first = (folder / "all" / NAMES[0] / "metrics.jsonl").read_bytes()
+
+    code, out, err = instar("--parallel=2")
+    assert code == 1 and "1 of 4 trials failed" in err
+    known = records(folder)
+    assert [known[name].get("starts") for name in NAMES] == [1, 2, 1, 1]
+    assert [known[name]["status"] for name in NAMES] == ["done", "done", "done", "failed"]
+    assert first == (folder / "all" / NAMES[0] / "metrics.jsonl").read_bytes()
+    assert f"[1/4] {NAMES[0]}: done before" in err
+    assert "gone/manifest.json" in known[NAMES[3]]["reason"] and known[NAMES[3]]["reason"] in out
+    assert known[NAMES[3]]["reason"] in (folder / "all/report.html").read_text()
+
+    # What the table says is what the trials' own files say, the lowest first.
+    found = json.loads((folder / "all/sweep.json").read_text())
+    assert (found["metric"], found["goal"]) == ("eval/loss", "minimise")
+    values = [trial["value"] for trial in found["trials"]]
+    assert values[3] is None and values[:3] == sorted(values[:3])
+    for trial in found["trials"][:3]:
+        lines = (folder / "all" / trial["name"] / "metrics.jsonl").read_text().splitlines()
+        last = [json.loads(line) for line in lines if "eval/loss" in line][-1]
+        assert (trial["value"], trial["step"]) == (last["eval/loss"], 4)
+    assert found["trials"][3]["name"] == NAMES[3]
+
+    # The failed one is done by the job of a cluster, by the same command.
+    (folder / "gone").symlink_to(tiny_data)
+    assert instar("--emit=slurm")[0] == 0
+    env = fake_cluster(folder, f'exec {shlex.quote(sys.executable)} -m instar "$@"')
+    script = ["bash", str(folder / "all/sweep.sbatch")]
+    job = subprocess.run(script, env=env | {"SLURM_ARRAY_TASK_ID": "3"}, check=False)
+    assert job.returncode == 0 and len(losses(folder / "all" / NAMES[3])) == 4
+    reported = run_instar("report", f"--workdir={folder / 'all'}")
+    assert reported.returncode == 0 and reported.stdout.count("done") == 4
+    code, out, err = instar()
+    assert code == 0 and err.count("done before") == 4
+    assert [records(folder)[name]["starts"] for name in NAMES] == [1, 2, 1, 1]
+
+
+def test_every_trial_is_checked_before_the_first(folder, instar):
+    trials = folder / "trials.py"
+    good = trials.read_text()
+    for change, message in (
+        (
+            'trials[2]["optimizer.learing_rate"] = 1',
+            f"trial {NAMES[2]},learing_rate=1: optimizer.learing_rate: there is no such field; "
+            "did you mean 'optimizer.learning_rate'?",
+        ),
+        ('trials[2]["model.width"] = "x"', "model.width: expected int, got 'x' (str)"),
+        ('trials[1]["steps"] = 5', "sets steps itself: leave --config.steps out"),
+        ("trials.append(trials[0])", f"trial {NAMES[0]} is in the sweep twice"),
+        ("trials = 1", "gives no trials"),
+        ("trials[0] = 1", "must give dicts from keys of the config to values"),
+        ("1 / 0", "trials.py, line 8: ZeroDivisionError"),
+        ("sweep.product(widths, widths)", "two parts of the sweep set m"),
+    ):
+        text = good.replace("    yield", f"    {change}\n    yield")
+        if message == "gives no trials":
+            text = "def get_sweep():\n    return ()\n"
+        trials.write_text(text)
+        code, out, err = instar()
+        assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+    trials.write_text("def get_swep(): pass\n")
+    assert "must define get_sweep()" in instar()[2]
+    trials.unlink()
+    assert "sweep file" in instar()[2]
+    assert not (folder / "all").exists()
+
+
+def test_a_sweep_may_grow_but_neither_change_nor_lose_trials(folder, instar, monkeypatch):
+    assert instar("--emit=slurm")[0] == 0
+    before = records(folder)
+    assert list(before) == NAMES and {each["status"] for each in before.values()} == {"waiting"}
+
+    code, _, err = instar("--emit=slurm", "--config.seed=1")
+    assert code == 2 and f"trial {NAMES[0]} of " in err and "seed (was 0, is 1)" in err
+    trials = folder / "trials.py"
+    good = trials.read_text()
+    trials.write_text(good.replace("    yield", "    del trials[1]\n    yield"))
+    code, _, err = instar("--emit=slurm")
+    assert code == 2 and f"trial {NAMES[1]} of " in err and "no longer in the sweep" in err
+    assert records(folder) == before
+
+    more = 'trials.insert(0, {"model.width": 64})'
+    trials.write_text(good.replace("    yield", f"    {more}\n    yield"))
+    assert instar("--emit=slurm")[0] == 0
+    assert list(records(folder)) == [*NAMES, "width=64"]
+    # What a restart may change does not matter.
+    assert instar("--emit=slurm", "--config.checkpoint.minutes=9")[0] == 0
+
+    (folder / "all/config.json").write_text("{}")
+    assert "holds something else (config.json)" in instar("--emit=slurm")[2]
+    (folder / "all/config.json").unlink()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    assert "instar sweep is one process" in instar()[2]
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_an_array_index_selects_its_trial(folder, instar, nodes):
+    code, _, err = instar(
+        *("--emit=slurm", f"--nodes={nodes}", "--gpus=8", "--partition=p", "--parallel=3")
+    )
+    path = folder / "all/sweep.sbatch"
+    assert code == 0 and str(path) in err
+    for check in (["bash", "-n"], [shutil.which("shellcheck", path=_path()) or "true"]):
+        done = subprocess.run([*check, path], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    text = path.read_text()
+    for directive in (
+        *("array=0-3%3", f"nodes={nodes}", "partition=p", "gpus-per-node=8"),
+        *("ntasks-per-node=1", "signal=TERM@120"),
+    ):
+        assert f"\n#SBATCH --{directive}\n" in text
+
+    variables = "$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID"
+    printing = f'set +u; echo "{variables}"; printf "%s\\n" "$@"'
+    env = fake_cluster(folder, printing)
+    env |= {"SLURM_JOB_NODELIST": "n[7-8]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}
+    env["SLURM_JOB_ID"] = "20005"
+    planned = plan_trials(
+        read_trials(str(folder / "trials.py")),
+        "pretrain",
+        str(folder / "pretrain/run.py"),
+        str(folder / "all"),
+        [tuple(word.removeprefix("--config.").split("=", 1)) for word in QUICK],
+    )
+    for index, trial in enumerate(planned):
+        done = subprocess.run(
+            ["bash", path],
+            env=env | {"SLURM_ARRAY_TASK_ID": str(index)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        joined, *words = done.stdout.splitlines()
+        assert joined.split() == (["node7:10005", "2", "1"] if nodes == 2 else [])
+        assert tuple(words) == trial.step.words
+        assert f"{folder}/all/{NAMES[index]}" in words
+    env["SLURM_ARRAY_TASK_ID"] = "4"
+    assert subprocess.run(["bash", path], env=env, capture_output=True, check=False).returncode == 2
+
+
+def _path() -> str:
+    """Where shellcheck may lie: beside this Python, too."""
+    return f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_each_trial_has_a_jobset_that_names_it(folder, instar, nodes):
+    assert "--image is missing" in instar("--emit=jobset")[2]
+    assert not (folder / "all").exists()
+    assert instar("--emit=jobset", "--image=instar:1", f"--nodes={nodes}", "--gpus=8")[0] == 0
+    files = sorted((folder / "all/jobsets").iterdir())
+    assert [file.name for file in files] == [f"trials-{index:03d}.yaml" for index in range(4)]
+    for file, name in zip(files, NAMES, strict=True):
+        found = yaml.safe_load(file.read_text())
+        assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+        assert found["metadata"]["annotations"]["instar/trial"] == name
+        (job,) = found["spec"]["replicatedJobs"]
+        spec = job["template"]["spec"]
+        assert (spec["completions"], spec["parallelism"]) == (nodes, nodes)
+        (container,) = spec["template"]["spec"]["containers"]
+        assert container["image"] == "instar:1" and container["command"] == ["instar"]
+        assert container["args"][:2] == ["pretrain", "--config"]
+        assert f"{folder}/all/{name}" in container["args"]
+        assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+        env = {each["name"]: each.get("value") for each in container.get("env", [])}
+        if nodes == 1:
+            assert env == {}
+        else:
+            host, port = env["JAX_COORDINATOR_ADDRESS"].split(":")
+            label = found["metadata"]["name"]
+            assert host == f"{label}-{job['name']}-0-0.{label}" and port.isdecimal()
+            assert env["JAX_NUM_PROCESSES"] == "4" and "JAX_PROCESS_ID" in env
+
+
+def test_names_say_what_a_trial_sets():
+    trials = [
+        {"a.size": 1, "b.size": 2.5, "optimizer.rate": 1e-5},
+        {"a.size": 1, "b.size": -2.5, "optimizer.rate": 1e-5},
+        {"path": "x/y z"},
+        {"path": "x-y-z"},
+        {},
+        {"prompts": ["p" * 300]},
+    ]
+    names = name_trials(trials)
+    assert names[:3] == [
+        "a.size=1,b.size=2.5,rate=1e-05",
+        "a.size=1,b.size=-2.5,rate=1e-05",
+        "path=x-y-z",
+    ]
+    assert names[3].startswith("path=x-y-z-") and names[4] == "base"
+    assert len(set(names)) == 6 and max(map(len, names)) <= 120
+    with pytest.raises(UserError, match="trial a=1 is in the sweep twice"):
+        name_trials([{"a": 1}, {"a": 1}])
+
+
+def test_what_a_sweep_file_gives_becomes_plain(tmp_path):
+    path = tmp_path / "trials.py"
+    path.write_text(
+        "import numpy as np\n"
+        "def get_sweep():\n"
+        "    return [{'optimizer': {'rate': np.float64(0.5), 'b': (1, 2)}, 'x.y': np.int32(3)}]\n"
+    )
+    assert read_trials(str(path)) == [{"optimizer.rate": 0.5, "optimizer.b": [1, 2], "x.y": 3}]
+    assert type(read_trials(str(path))[0]["optimizer.rate"]) is float
+
+
+def test_the_command_is_that_of_the_configs_folder_or_the_one_given():
+    assert command_of("configs/sft/x.py", None) == "sft"
+    assert command_of("x.py", "pretrain") == "pretrain"
+    with pytest.raises(UserError, match="--command is missing: the folder of config file"):
+        command_of("configs/data/x.py", None)
+    with pytest.raises(UserError, match="cannot run 'pretrian'; did you mean 'pretrain'"):
+        command_of("x.py", "pretrian")
+
+
+@pytest.mark.parametrize("text", ["Learning rate_by/width", "é", "", "x" * 90, "-a-"])
+def test_jobs_have_names_that_kubernetes_takes(text):
+    name = job_name(text)
+    assert 0 < len(name) <= 40 and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert name.strip("-") == name and name != job_name(text + "z")
+
+
+def test_the_sweep_that_is_shipped_fits_the_quickstart(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    trials = read_trials("configs/sweep/learning_rate_by_width.py")
+    planned = plan_trials(trials, "pretrain", "configs/pretrain/quickstart.py", "runs/x")
+    assert len(planned) == len(trials) == len(sweep.product(trials))
+    for trial in planned:
+        model = trial.step.told["model"]
+        assert model["width"] % model["heads"] == 0
