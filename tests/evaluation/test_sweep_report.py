@@ -21,6 +21,7 @@ from instar.evaluation.sweep_results import (
     free_keys,
     short_names,
     swept_keys,
+    write_results,
 )
 
 RATES, WIDTHS = (0.001, 0.01, 0.1), (32, 64)
@@ -96,8 +97,8 @@ def test_the_best_is_first_and_those_without_a_value_are_last(grid, capsys):
     report(ReportOptions(str(grid)))
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["width", "heads", "rate", "eval/loss", "step", "time", "status"]
-    assert out[1].split() == ["1", "64", "2", "0.01", "2.36", "8", "1", "min", "30", "s", "done"]
-    assert out[4].split() == ["32", "1", "0.1", "2.78", "8", "1", "min", "30", "s", "failed"]
+    assert out[1].split() == ["1", "64", "2", "0.01", "2.3600", "8", "1", "min", "30", "s", "done"]
+    assert out[4].split() == ["32", "1", "0.1", "2.7800", "8", "1", "min", "30", "s", "failed"]
     assert out[7] == "width=32,rate=0.1: exit code 1: <too> hot"
     assert out[8] == str(grid / "report.html")
     kept = json.loads((grid / "sweep.json").read_text())
@@ -120,8 +121,6 @@ def test_the_page_shows_lines_over_a_logarithmic_axis(grid):
 
 
 def test_what_was_asked_for_is_remembered(grid):
-    from instar.evaluation.sweep_results import write_results
-
     folder = epath.Path(grid)
     write_results(folder, collect(folder, "eval/bits", "maximise"))
     again = collect(folder)

@@ -32,6 +32,14 @@ def get_sweep():
     trials[3]["data.path"] = "gone"
     yield from trials
 """
+# In a trial's process, it asks the sweep to stop.
+STOPPING = """
+import os, signal, time
+
+if str(os.getppid()) == os.environ["SWEEP"]:
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
+"""
 QUICK = (
     "--config.steps=4",
     "--config.evaluation.every=4",
@@ -150,6 +158,18 @@ def test_killed_gone_on_with_failed_and_finished_elsewhere(folder, instar, tiny_
     assert [records(folder)[name]["starts"] for name in NAMES] == [1, 2, 1, 1]
 
 
+def test_sigterm_goes_to_the_trial_under_way_and_no_other_begins(folder, instar, monkeypatch):
+    monkeypatch.setenv("SWEEP", str(os.getpid()))
+    config = folder / "pretrain/run.py"
+    config.write_text(STOPPING + config.read_text())
+    before = signal.getsignal(signal.SIGTERM)
+    code, out, err = instar()
+    assert code == 143 and "exit code 143" in err and out.count("waiting") == 3
+    known = records(folder)
+    assert [known[name]["status"] for name in NAMES] == ["stopped", *["waiting"] * 3]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_every_trial_is_checked_before_the_first(folder, instar):
     trials = folder / "trials.py"
     good = trials.read_text()
@@ -159,7 +179,7 @@ def test_every_trial_is_checked_before_the_first(folder, instar):
             f"trial {NAMES[2]},learing_rate=1: optimizer.learing_rate: there is no such field; "
             "did you mean 'optimizer.learning_rate'?",
         ),
-        ('trials[2]["model.width"] = "x"', "model.width: expected int, got 'x' (str)"),
+        ('trials[2]["model.width"] = "x"', "model.width: expected int or None, got 'x' (str)"),
         ('trials[1]["steps"] = 5', "sets steps itself: leave --config.steps out"),
         ("trials.append(trials[0])", f"trial {NAMES[0]} is in the sweep twice"),
         ("trials = 1", "gives no trials"),

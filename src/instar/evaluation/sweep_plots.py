@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from instar.evaluation.plots import COLOURS, SMALL, WIDE, as_svg, one_two_five, styled_plot
 from instar.evaluation.sweep_results import (
@@ -23,7 +23,7 @@ _MARKERS = "osD^vP*X"
 # Values at which an axis has ticks of its own; where there are more, it has the usual ones.
 _MOST_TICKS = 8
 # How far above the middle of all values, in distances from the best to it, an axis reaches.
-_REACH = 4.0
+_REACH = 2.0
 
 
 def drawn(results: SweepResults) -> list[tuple[str, bool]]:
@@ -140,8 +140,11 @@ def _places(axes: Axes, trials: Sequence[TrialResult], key: str) -> dict[str, fl
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     elif logarithmic:
+        within_ten = different[-1] < 15 * different[0]  # or nearly: one power of ten, or none
         axes.xaxis.set_major_formatter(FuncFormatter(one_two_five))
-        axes.xaxis.set_minor_formatter(FuncFormatter(one_two_five))
+        axes.xaxis.set_minor_formatter(
+            FuncFormatter(one_two_five) if within_ten else NullFormatter()
+        )
     return values
 
 

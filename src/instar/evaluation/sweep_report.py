@@ -48,7 +48,7 @@ def table(results: SweepResults) -> list[list[str]]:
         [
             str(place) if trial.ranked else "",
             *(_value(trial, key) for key in keys),
-            "–" if trial.value is None else f"{trial.value:.5g}",
+            "–" if trial.value is None else _number(trial.value),
             "–" if trial.step is None else f"{trial.step:,}",
             "–" if trial.seconds is None else duration(trial.seconds),
             trial.status,
@@ -70,6 +70,11 @@ def text_table(results: SweepResults) -> str:
     return "\n".join([*lines, *reasons])
 
 
+def _number(value: float) -> str:
+    """Five digits, zeros at the end included."""
+    return f"{value:#.5g}".rstrip(".")
+
+
 def _value(trial: TrialResult, key: str) -> str:
     return str(trial.overrides[key]) if key in trial.overrides else "–"
 
@@ -82,7 +87,7 @@ def _summary(results: SweepResults) -> Iterator[Fact]:
     yield Fact("Trials", f"{count['done']} of {len(results.trials)}", failed)
     if best := results.best:
         lowest = "lowest" if results.goal == "minimise" else "highest"
-        yield Fact(f"{lowest.capitalize()} {results.metric}", f"{best.value:.5g}")
+        yield Fact(f"{lowest.capitalize()} {results.metric}", _number(best.value))
         names = short_names(key for trial in results.trials for key in trial.overrides)
         for key in free_keys(results.trials):
             yield Fact(f"Best {names[key]}", _value(best, key))

@@ -47,8 +47,8 @@ _ONE_NODE = """
 exec srun instar "$@"
 """
 _SEVERAL_NODES = """
-JAX_COORDINATOR_ADDRESS="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)\
-:$((10000 + SLURM_JOB_ID % 20000))"
+nodes="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+JAX_COORDINATOR_ADDRESS="${nodes%%$'\\n'*}:$((10000 + SLURM_JOB_ID % 20000))"
 JAX_NUM_PROCESSES="$SLURM_NTASKS"
 export JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES
 # shellcheck disable=SC2016 # each task has a number of its own
