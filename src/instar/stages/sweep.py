@@ -233,7 +233,8 @@ def _output(folder: epath.Path) -> Iterator[IO[bytes] | None]:
 def _last_line(path: epath.Path) -> str:
     if not path.exists():
         return ""
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    text = path.read_bytes().decode(errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
     return f": {lines[-1].strip()}" if lines else ""
 
 
