@@ -2,7 +2,8 @@
 
     instar sweep --config configs/pretrain/quickstart.py \\
         --sweep configs/sweep/learning_rate_by_width.py --workdir runs/learning_rate_by_width \\
-        --config.optimizer.name=adamw --config.steps=150
+        --config.optimizer.name=adamw --config.steps=60 --config.schedule.warmup_steps=10 \\
+        --config.evaluation.rows=512 --config.evaluation.prompts=[]
 
 The quickstart's data set must be there, which `launch/local.sh quickstart` makes.
 """

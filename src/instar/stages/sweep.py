@@ -95,7 +95,7 @@ def sweep(options: SweepOptions) -> None:
     Raises:
       UserError: the config or a trial of it is not valid (before the first one runs), or the
         workdir has another sweep.
-      RunError: some trials failed; the others are done.
+      RunError: some trials are not done; the others are.
       SystemExit: it was stopped by a signal; with 128 and its number.
     """
     if os.environ.get("JAX_NUM_PROCESSES", "1") != "1":
@@ -125,10 +125,10 @@ def sweep(options: SweepOptions) -> None:
     results = _conclude(folder, options, console)
     if children.signal is not None:
         raise SystemExit(128 + children.signal)
-    failed = sum(trial.status == "failed" for trial in results.trials)
-    if failed:
+    missing = sum(trial.status != "done" for trial in results.trials)
+    if missing:
         raise RunError(
-            f"{failed} of {len(trials)} trials failed (what they said is in "
+            f"{missing} of {len(trials)} trials failed or were stopped (what they said is in "
             f"{folder}/TRIAL/{OUTPUT}); the same command tries them again"
         )
 
@@ -197,23 +197,24 @@ def _run(name: str, trial: Trial, records: Records, children: Children, console:
         return
     console.print(f"{name}: instar {shlex.join(step.words)}", markup=False)
     running = records.start(step)
-    try:
-        unchanged = trial.again().told == step.told
-    except UserError:
-        unchanged = False
-    if not unchanged:
-        running.end(1, reason="the config file has changed since the sweep was started")
-        return
-    with _output(epath.Path(step.folder)) as output:
-        code = children.run(step.words, running.tick, RECORD_SECONDS, output)
+    if _is_unchanged(trial):
+        with _output(epath.Path(step.folder)) as output:
+            code = children.run(step.words, running.tick, RECORD_SECONDS, output)
+        reason = f"exit code {code}{_last_line(epath.Path(step.folder) / OUTPUT)}"
+    else:
+        code, reason = 2, "the config file has changed since the sweep was started"
+    running.end(code, reason=reason if code else "")
     took = duration(records.seconds(step.name))
-    if code == 0:
-        running.end(code)
-        console.print(f"{name}: done in {took}", markup=False)
-        return
-    reason = f"exit code {code}" + _last_line(epath.Path(step.folder) / OUTPUT)
-    running.end(code, reason=reason)
-    console.print(f"{name}: ended after {took}: {reason}", markup=False)
+    ended = f"ended after {took}: {reason}" if code else f"done in {took}"
+    console.print(f"{name}: {ended}", markup=False)
+
+
+def _is_unchanged(trial: Trial) -> bool:
+    """Whether the config file still says what the trial was planned with."""
+    try:
+        return trial.again().told == trial.step.told
+    except UserError:
+        return False
 
 
 @contextlib.contextmanager
