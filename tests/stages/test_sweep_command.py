@@ -12,10 +12,10 @@ import time
 
 import pytest
 import yaml
-from runs import environment, losses
-from runs import instar as run_instar
+from runs import environment
 
 from instar import cli, sweep
+from instar.commands import COMMANDS, Command
 from instar.errors import UserError
 from instar.stages.sweep_emit import job_name
 from instar.stages.sweep_trials import command_of, name_trials, plan_trials, read_trials
@@ -30,6 +30,57 @@ def get_sweep():
     trials = sweep.product({"seed": (0, 1)}, {"optimizer.learning_rate": (1e-2, 2e-2)})
     trials[3]["data.path"] = "gone"
     yield from trials
+"""
+NAMES = [f"seed={seed},learning_rate={rate}" for seed in (0, 1) for rate in (0.01, 0.02)]
+NAMES[3] += ",path=gone"
+
+# What stands for `instar pretrain` where only the sweep matters: it leaves the files of a run, in
+# no time. The second trial hangs when it is first begun; the last one fails for want of its data.
+STAND_IN = """
+import json, os, pathlib, time
+from dataclasses import dataclass
+
+from instar.config import to_dict
+from instar.errors import RunError
+
+@dataclass(frozen=True)
+class Optimizer:
+    learning_rate: float = 0.0
+
+@dataclass(frozen=True)
+class Data:
+    path: str = "."
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    steps: int = 4
+    optimizer: Optimizer = Optimizer()
+    data: Data = Data()
+
+def train(config, workdir):
+    folder, rate = pathlib.Path(workdir), config.optimizer.learning_rate
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    lines = [{"step": 2, "loss": 3.0}, {"step": 4, "eval/loss": 2 - rate - config.seed}]
+    (folder / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\\n")
+    (folder / "pid").write_text(str(os.getpid()))
+    if not os.path.exists(config.data.path):
+        raise RunError(f"{config.data.path} does not exist")
+    if (config.seed, rate) == (0, 2e-2) and not os.path.exists("hung"):
+        pathlib.Path("hung").touch()
+        time.sleep(600)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
+    lineage = folder / "checkpoints/4/lineage"
+    lineage.mkdir(parents=True)
+    (lineage / "lineage.json").write_text('{"step": 4}')
+    (folder / "report.html").touch()
+"""
+PUT_IN = """
+from instar.commands import COMMANDS, Command
+
+COMMANDS["pretrain"] = Command(
+    "stands in", "stand_in:train", config="stand_in:Config", together=True
+)
 """
 # In a trial's process, it asks the sweep to stop.
 STOPPING = """
@@ -47,8 +98,6 @@ QUICK = (
     "--config.checkpoint.keep_steps=None",
     "--config.logging.tensorboard=false",
 )
-NAMES = [f"seed={seed},learning_rate={rate}" for seed in (0, 1) for rate in (0.01, 0.02)]
-NAMES[3] += ",path=gone"
 
 
 @pytest.fixture
@@ -103,56 +152,85 @@ def fake_cluster(folder: pathlib.Path, instar: str) -> dict[str, str]:
     return environment() | {"PATH": f"{programs}:{os.environ['PATH']}"}
 
 
-def test_killed_gone_on_with_failed_and_finished_elsewhere(folder, instar, tiny_data):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "instar", *words_of(folder)],
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+@pytest.fixture
+def stand_in(folder, monkeypatch) -> list[str]:
+    """Puts the quick command in, here and in every process; gives the words of its sweep."""
+    (folder / "stand_in.py").write_text(STAND_IN)
+    (folder / "sitecustomize.py").write_text(PUT_IN)
+    (folder / "pretrain/run.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n"
     )
-    log = folder / "all" / NAMES[1] / "metrics.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text()):
-        time.sleep(0.002)
+    known = [each for each in (os.environ.get("PYTHONPATH"),) if each]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *known]))
+    monkeypatch.syspath_prepend(folder)
+    command = Command("stands in", "stand_in:train", config="stand_in:Config", together=True)
+    monkeypatch.setitem(COMMANDS, "pretrain", command)
+    yield [word for word in words_of(folder) if not word.startswith("--config.")]
+    sys.modules.pop("stand_in", None)
+
+
+def test_killed_gone_on_with_failed_and_finished_elsewhere(folder, stand_in, capfd):
+    words = [sys.executable, "-m", "instar", *stand_in]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=log)
+    while process.poll() is None and not (folder / "hung").exists():
+        time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     killed = records(folder)
     assert [killed[name]["status"] for name in NAMES] == ["done", "running", "waiting", "waiting"]
-    first = (folder / "all" / NAMES[0] / "metrics.jsonl").read_bytes()
+    pid = (folder / "all" / NAMES[0] / "pid").read_text()
 
-    code, out, err = instar("--parallel=2")
-    assert code == 1 and "1 of 4 trials failed" in err
+    assert cli.main([*stand_in, "--parallel=2"]) == 1
+    out, err = capfd.readouterr()
+    assert "1 of 4 trials failed" in err and f"[1/4] {NAMES[0]}: done before" in err
     known = records(folder)
     assert [known[name].get("starts") for name in NAMES] == [1, 2, 1, 1]
     assert [known[name]["status"] for name in NAMES] == ["done", "done", "done", "failed"]
-    assert first == (folder / "all" / NAMES[0] / "metrics.jsonl").read_bytes()
-    assert f"[1/4] {NAMES[0]}: done before" in err
-    reason = known[NAMES[3]]["reason"]
-    assert reason.startswith("exit code 2: instar: error: the data set gone does not exist")
-    assert reason in out and reason in (folder / "all/report.html").read_text()
-
-    # What the table says is what the trials' own files say, the lowest first.
+    assert (folder / "all" / NAMES[0] / "pid").read_text() == pid
+    reason = "exit code 1: instar: error: gone does not exist"
+    assert known[NAMES[3]]["reason"] == reason and f"{NAMES[3]}: {reason}" in out
+    assert reason in (folder / "all/report.html").read_text()
     found = json.loads((folder / "all/sweep.json").read_text())
     assert (found["metric"], found["goal"]) == ("eval/loss", "minimise")
-    values = [trial["value"] for trial in found["trials"]]
-    assert values[3] is None and values[:3] == sorted(values[:3])
-    for trial in found["trials"][:3]:
-        lines = (folder / "all" / trial["name"] / "metrics.jsonl").read_text().splitlines()
-        last = [json.loads(line) for line in lines if "eval/loss" in line][-1]
-        assert (trial["value"], trial["step"]) == (last["eval/loss"], 4)
-    assert found["trials"][3]["name"] == NAMES[3]
+    assert [(trial["name"], trial["value"]) for trial in found["trials"]] == [
+        (NAMES[2], 2 - 0.01 - 1),
+        (NAMES[1], 2 - 0.02 - 0),
+        (NAMES[0], 2 - 0.01 - 0),
+        (NAMES[3], None),
+    ]
 
     # The failed one is done by the job of a cluster, by the same command.
-    (folder / "gone").symlink_to(tiny_data)
-    assert instar("--emit=slurm")[0] == 0
+    (folder / "gone").touch()
+    assert cli.main([*stand_in, "--emit=slurm"]) == 0
     env = fake_cluster(folder, f'exec {shlex.quote(sys.executable)} -m instar "$@"')
     script = ["bash", str(folder / "all/sweep.sbatch")]
     job = subprocess.run(script, env=env | {"SLURM_ARRAY_TASK_ID": "3"}, check=False)
-    assert job.returncode == 0 and len(losses(folder / "all" / NAMES[3])) == 4
-    reported = run_instar("report", f"--workdir={folder / 'all'}")
-    assert reported.returncode == 0 and reported.stdout.count("done") == 4
-    code, out, err = instar()
-    assert code == 0 and err.count("done before") == 4
+    capfd.readouterr()
+    assert job.returncode == 0
+    assert cli.main(["report", f"--workdir={folder / 'all'}"]) == 0
+    assert capfd.readouterr().out.count("done") == 4
+    assert cli.main(stand_in) == 0
+    assert capfd.readouterr().err.count("done before") == 4
     assert [records(folder)[name]["starts"] for name in NAMES] == [1, 2, 1, 1]
+
+
+def test_a_trial_is_a_run_like_any_other(folder, instar):
+    (folder / "trials.py").write_text("def get_sweep():\n    yield {'seed': 3}\n")
+    code, out, err = instar()
+    assert code == 0, err
+    workdir = folder / "all/seed=3"
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    (value,) = (line["eval/loss"] for line in lines if "eval/loss" in line)
+    assert out.splitlines()[1].split()[:3] == ["1", f"{value:#.5g}", "4"]
+    assert json.loads((workdir / "config.json").read_text())["seed"] == 3
+    assert "step 4/4" in (workdir / "output.txt").read_text()
+    # Its own files say that it is done, without the sweep's record.
+    record = records(folder)
+    record["seed=3"] |= {"status": "waiting"}
+    (folder / "all/trials.json").write_text(json.dumps(record))
+    code, _, err = instar()
+    assert code == 0 and "[1/1] seed=3: done before" in err
 
 
 def test_sigterm_goes_to_the_trial_under_way_and_no_other_begins(folder, instar, monkeypatch):
