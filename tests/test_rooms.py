@@ -44,6 +44,7 @@ MODULES = {
     "workdir": {"errors"},
     "commands": set(),
     "children": set(),
+    "sweep": {"errors"},
     "cli": {*MAY_IMPORT, *COMMONS, "arguments", "commands"},
     "__init__": BELOW_EVALUATION | {"interchange", "evaluation"} | COMMONS,
     "__main__": {"cli"},

@@ -58,8 +58,17 @@ def flag(name: str) -> str:
 
 def positional_field(schema: type) -> str | None:
     """The field that takes the words which are no options, where the schema has one."""
+    return _marked(schema, "positional")
+
+
+def overrides_field(schema: type) -> str | None:
+    """The field that takes what changes a config: ``--config.NAME=VALUE`` as (NAME, VALUE)."""
+    return _marked(schema, "overrides")
+
+
+def _marked(schema: type, mark: str) -> str | None:
     fields = dataclasses.fields(schema)
-    return next((field.name for field in fields if field.metadata.get("positional")), None)
+    return next((field.name for field in fields if field.metadata.get(mark)), None)
 
 
 def from_words(words: Sequence[str], schema: type[T]) -> T:
@@ -74,8 +83,8 @@ def from_words(words: Sequence[str], schema: type[T]) -> T:
     from instar.config import read_text
 
     known = schemas.fields(schema)
-    names = {flag(name): name for name in known}
-    positional = positional_field(schema)
+    positional, overrides = positional_field(schema), overrides_field(schema)
+    names = {flag(name): name for name in known if name != overrides}
     pairs, others = option_pairs(words)
     if others and positional is None:
         raise UserError(
@@ -83,6 +92,9 @@ def from_words(words: Sequence[str], schema: type[T]) -> T:
         )
     values: dict[str, Any] = {positional: others} if others else {}
     for option, text in pairs:
+        if overrides is not None and option.startswith("--config."):
+            values.setdefault(overrides, []).append((option.removeprefix("--config."), text))
+            continue
         option = option.replace("-", "_").replace("__", "--", 1)
         if option not in names:
             raise UserError(

@@ -1,4 +1,4 @@
-"""A command in a process of its own, which does not outlive the one that started it.
+"""Commands in processes of their own, which do not outlive the one that started them.
 
 What a command held, on the host and on devices, is then given back when it is over, and a crash is
 its own. Signals are handed on, so that a command stops as it would alone; and a command whose
@@ -15,10 +15,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import IO
 
 
 class Children:
-    """Runs commands one after the other; a context, in which SIGTERM and Ctrl-C go to the command.
+    """Runs commands; a context, in which SIGTERM and Ctrl-C go to those under way.
 
     Attributes:
       signal: the number of the last of these signals; None before any.
@@ -26,7 +27,7 @@ class Children:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._child: subprocess.Popen | None = None
+        self._children: set[subprocess.Popen] = set()
 
     @contextlib.contextmanager
     def handing_on(self) -> Iterator[None]:
@@ -41,18 +42,29 @@ class Children:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.signal = number
-        if self._child is not None:
-            self._child.send_signal(number)
+        for child in tuple(self._children):
+            child.send_signal(number)
 
-    def run(self, words: Sequence[str], tick: Callable[[], None], seconds: float = 30.0) -> int:
+    def run(
+        self,
+        words: Sequence[str],
+        tick: Callable[[], None],
+        seconds: float = 30.0,
+        output: IO[bytes] | None = None,
+    ) -> int:
         """Runs `instar WORDS` to its end and returns its exit code, as a shell reports it.
+
+        Several threads may do so at a time.
 
         Args:
           tick: called every `seconds` meanwhile.
+          output: what the command writes to its standard output and error goes there; None: to
+            those of this process.
         """
         if self.signal is not None:
             return 128 + self.signal
         held, kept = os.pipe()
+        child = None
         try:
             # Its own group, so that Ctrl-C in a terminal reaches it once, by way of here.
             child = subprocess.Popen(
@@ -60,9 +72,11 @@ class Children:
                 pass_fds=(held,),
                 process_group=0,
                 stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=None if output is None else subprocess.STDOUT,
             )
             os.close(held)
-            self._child = child
+            self._children.add(child)
             if self.signal is not None:  # it came while the process was made
                 child.send_signal(self.signal)
             while True:
@@ -71,7 +85,7 @@ class Children:
                     return code if code >= 0 else 128 - code
                 tick()
         finally:
-            self._child = None
+            self._children.discard(child)
             os.close(kept)
 
 

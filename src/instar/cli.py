@@ -19,6 +19,7 @@ from instar.arguments import (
     no_such_option,
     not_an_option,
     option_pairs,
+    overrides_field,
     positional_field,
 )
 from instar.commands import COMMANDS, Command, resolve
@@ -142,13 +143,14 @@ def _options_help(name: str, summary: str, schema: type) -> str:
     from instar import schema as schemas
 
     fields = schemas.fields(schema, None)
-    positional = positional_field(schema)
+    positional, overrides = positional_field(schema), overrides_field(schema)
     rows = [
         (flag(field), schemas.type_name(kind), schemas.default_text(default))
         for field, (kind, default) in fields.items()
-        if field != positional
+        if field not in (positional, overrides)
     ]
     extra = f" [{positional.upper()} ...]" if positional else ""
+    extra += " [--config.FIELD=VALUE ...]" if overrides else ""
     return "\n".join(
         [
             f"usage: instar {name} --OPTION=VALUE ...{extra}",

@@ -68,8 +68,13 @@ COMMANDS = {
         function="instar.stages.pipeline:pipeline",
         config="instar.stages.pipeline:PipelineConfig",
     ),
+    "sweep": Command(
+        "trains once for each trial of a sweep and sorts them by what they come to",
+        function="instar.stages.sweep:sweep",
+        options="instar.stages.sweep:SweepOptions",
+    ),
     "report": Command(
-        "writes the report of a run, a comparison or a pipeline (DIR/report.html) again",
+        "writes the report of a run, comparison, pipeline or sweep (DIR/report.html) again",
         function="instar.evaluation.report:report",
         options="instar.evaluation.report:ReportOptions",
     ),

@@ -9,6 +9,7 @@ may hold). Everything is checked before anything runs: a wrong key, type or valu
 import ast
 import contextlib
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from instar import schema as schemas
 from instar.errors import UserError
 from instar.schema import build, to_dict
 
-__all__ = ["build", "load", "to_dict"]
+__all__ = ["build", "load", "run_file", "to_dict"]
 
 T = TypeVar("T")
 
@@ -45,34 +46,47 @@ def load(path: str, overrides: Sequence[tuple[str, str]], schema: type[T]) -> T:
 
 
 # ---------------------------------------------------------------------------------------------
-# The config file
+# Files
 # ---------------------------------------------------------------------------------------------
 
 
 def _run_config_file(path: str) -> config_dict.ConfigDict:
-    try:
-        source = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"config file {path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"config file {path} cannot be read: {error}") from None
-    namespace: dict[str, Any] = {"__name__": "instar_config", "__file__": str(path)}
-    try:
-        exec(compile(source, str(path), "exec"), namespace)
-        if not callable(namespace.get("get_config")):
-            raise UserError(f"config file {path} must define get_config()")
-        config = namespace["get_config"]()
-    except UserError:
-        raise
-    except Exception as error:
-        place = f"config file {path}, line {_line(error, str(path))}"
-        raise UserError(f"{place}: {type(error).__name__}: {error}") from error
+    config = run_file(path, "get_config", "config")
     if not isinstance(config, config_dict.ConfigDict):
         raise UserError(
             f"get_config() in {path} must return an ml_collections.ConfigDict, "
             f"not {schemas.value_text(config)}"
         )
     return config
+
+
+def run_file(path: str, function: str, what: str) -> Any:
+    """Runs a Python file and returns what its `function` returns; of a generator, a list.
+
+    Args:
+      what: the file is called in messages: "config" for "config file x.py".
+
+    Raises:
+      UserError: it cannot be read, has no such function, or fails.
+    """
+    try:
+        source = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{what} file {path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} file {path} cannot be read: {error}") from None
+    namespace: dict[str, Any] = {"__name__": f"instar_{what}", "__file__": str(path)}
+    try:
+        exec(compile(source, str(path), "exec"), namespace)
+        if not callable(namespace.get(function)):
+            raise UserError(f"{what} file {path} must define {function}()")
+        result = namespace[function]()
+        return list(result) if isinstance(result, types.GeneratorType) else result
+    except UserError:
+        raise
+    except Exception as error:
+        place = f"{what} file {path}, line {_line(error, str(path))}"
+        raise UserError(f"{place}: {type(error).__name__}: {error}") from error
 
 
 def _line(error: Exception, path: str) -> int | None:

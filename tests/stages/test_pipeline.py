@@ -16,7 +16,8 @@ from instar import cli
 from instar.config import load
 from instar.errors import UserError
 from instar.stages import pipeline
-from instar.stages.pipeline import PipelineConfig, Records, StepConfig, plan
+from instar.stages.pipeline import RECORD, PipelineConfig, StepConfig, plan
+from instar.stages.steps import Records
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -181,14 +182,14 @@ def test_a_command_with_options_is_told_them_as_words():
 
 
 def test_every_option_of_a_step_that_is_done_counts(tmp_path):
-    kept = Records(epath.Path(tmp_path), primary=True)
+    kept = Records(epath.Path(tmp_path) / RECORD)
     steps = [
         plan(StepConfig("out", "export", options={"checkpoint": name, "to": "x"}), ".")
         for name in ("a", "b")
     ]
-    kept.start(steps[0])
+    running = kept.start(steps[0])
     kept.check(steps[1])  # it is not done
-    kept.end(0)
+    running.end(0)
     kept.check(steps[0])
     with pytest.raises(UserError, match=r"step out of .* checkpoint .was 'a', is 'b'"):
         kept.check(steps[1])
@@ -198,7 +199,8 @@ def test_every_option_of_a_step_that_is_done_counts(tmp_path):
 def test_a_step_of_the_first_process_alone_is_waited_for(tmp_path, monkeypatch, code, status):
     monkeypatch.setattr(pipeline, "LOOK_SECONDS", 0.01)
     step = plan(StepConfig("model", "import", options={"from_": "a", "to": "b"}), ".")
-    first, second = (Records(epath.Path(tmp_path), primary) for primary in (True, False))
+    path = epath.Path(tmp_path) / RECORD
+    first, second = (Records(path, primary) for primary in (True, False))
     ended = []
 
     def wait() -> None:
@@ -210,10 +212,10 @@ def test_a_step_of_the_first_process_alone_is_waited_for(tmp_path, monkeypatch, 
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    first.start(step)
+    running = first.start(step)
     time.sleep(0.1)
     assert waiting.is_alive()
-    first.end(code)
+    running.end(code)
     waiting.join(5)
     assert ended == ["done" if code == 0 else 1]
     assert first.status("model") == status

@@ -131,8 +131,8 @@ def grad_norm_plot(norm: Series, last_step: int, clip: float | None) -> str:
     positive = norm.values[norm.values > 0]
     if len(positive) and positive.max() > 8 * positive.min():
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(_one_two_five))
-        axes.yaxis.set_minor_formatter(FuncFormatter(_one_two_five))
+        axes.yaxis.set_major_formatter(FuncFormatter(one_two_five))
+        axes.yaxis.set_minor_formatter(FuncFormatter(one_two_five))
     if clip is not None:
         axes.axhline(clip, color=COLOURS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
         axes.annotate(
@@ -189,7 +189,7 @@ def thousands(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _one_two_five(value: float, _: int | None) -> str:
+def one_two_five(value: float, _: int | None) -> str:
     """0.2, 0.5, 1, 2, 5: enough of the ticks of a logarithmic axis."""
     return f"{value:g}" if f"{value:.0e}"[0] in "125" else ""
 

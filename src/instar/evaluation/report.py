@@ -1,6 +1,6 @@
 """A run as one page: `report.html`, self-contained, made from nothing but the run's own files.
 
-So is a comparison of models, and a chain of commands with all of its runs.
+So is a comparison of models, a chain of commands with all of its runs, and a sweep.
 """
 
 import json
@@ -11,7 +11,15 @@ from etils import epath
 from markupsafe import Markup
 
 from instar.errors import UserError
-from instar.evaluation import chain_report, compare_report, ppo_report, run_facts, stage_reports
+from instar.evaluation import (
+    chain_report,
+    compare_report,
+    ppo_report,
+    run_facts,
+    stage_reports,
+    sweep_report,
+    sweep_results,
+)
 from instar.evaluation.family_report import family
 from instar.evaluation.report_page import figures_of, fill, summary_of
 from instar.evaluation.run_files import Run, load_run
@@ -21,7 +29,7 @@ REPORT = "report.html"
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Writes `report.html` into the folder of a run, a comparison or a pipeline again.
+    """Writes `report.html` into the folder of a run, a comparison, a pipeline or a sweep again.
 
     `price` is what an hour of the machine costs; a pipeline's report then says what it came to.
     """
@@ -35,12 +43,17 @@ class ReportOptions:
 
 
 def report(options: ReportOptions) -> None:
-    """Writes the report of a run and says where it is."""
+    """Writes the report of a run and says where it is; that of a sweep with its table."""
+    folder = epath.Path(options.workdir)
+    if (folder / sweep_results.RECORD).exists():
+        print(sweep_report.text_table(sweep_results.collect(folder)))
     print(write_report(options.workdir, options.price))
 
 
 def write_report(workdir: epath.PathLike, price: float | None = None) -> epath.Path:
-    """Writes `report.html` into the folder of a run, a comparison or a pipeline; returns its path.
+    """Writes `report.html` into the folder of a run, comparison, pipeline or sweep; gives its path.
+
+    The results of a sweep are collected anew, into `sweep.json` too.
 
     Args:
       price: what an hour of a pipeline's machine costs; None leaves the cost out.
@@ -51,6 +64,10 @@ def write_report(workdir: epath.PathLike, price: float | None = None) -> epath.P
     folder = epath.Path(workdir)
     if (folder / chain_report.RECORD).exists():
         return write_page(folder, chain_report.page(folder, price))
+    if (folder / sweep_results.RECORD).exists():
+        results = sweep_results.collect(folder)
+        sweep_results.write_results(folder, results)
+        return write_page(folder, sweep_report.page(folder, results))
     if compared := compare_report.load(folder):
         return write_page(folder, compare_report.page(folder, compared))
     return write_page(folder, render(load_run(folder)))

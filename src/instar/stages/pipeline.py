@@ -19,14 +19,21 @@ from instar import schema as schemas
 from instar.arguments import flag, from_words, nearest, positional_field
 from instar.children import Children
 from instar.commands import COMMANDS, resolve
-from instar.config import load
 from instar.errors import UserError
 from instar.evaluation.report import write_report
-from instar.workdir import CHANGEABLE, changes, read_json, write_json
+from instar.stages.steps import (
+    RECORD_SECONDS,
+    Records,
+    Step,
+    dotted,
+    duration,
+    text_of,
+    trained,
+)
 
 RECORD = "pipeline.json"
-# How often a step under way writes down its time, and how often one looks for another's word.
-RECORD_SECONDS, LOOK_SECONDS = 30.0, 1.0
+# How often a process looks for the first one's word.
+LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ def pipeline(config: PipelineConfig, workdir: str) -> None:
     """
     folder = epath.Path(workdir)
     steps = [plan(step, workdir, config.home) for step in config.stages]
-    records = Records(folder, primary=_process() == 0)
+    records = Records(folder / RECORD, primary=_process() == 0)
     for step in steps:
         records.check(step)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -118,30 +125,11 @@ def pipeline(config: PipelineConfig, workdir: str) -> None:
             # Once more: a config file may have changed since, and what runs is what is recorded.
             _take(plan(step, workdir, config.home), records, children, console)
     if records.primary:
-        console.print(_table(records.times([step.name for step in steps])), end="")
+        console.print(_table({step.name: records.seconds(step.name) for step in steps}), end="")
         console.print(f"report: {write_report(folder)}", markup=False)
 
 
 # --- A step -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step as it is run.
-
-    Attributes:
-      words: what follows ``instar`` on the command line.
-      told: the resolved config, or the options.
-      folder: its workdir; None for a command that has options.
-      together: whether several processes take it as one program.
-    """
-
-    name: str
-    command: str
-    words: tuple[str, ...]
-    told: dict[str, Any]
-    folder: str | None
-    together: bool
 
 
 def plan(config: StepConfig, workdir: str, home: str | None = None) -> Step:
@@ -152,30 +140,26 @@ def plan(config: StepConfig, workdir: str, home: str | None = None) -> Step:
     """
     command = COMMANDS[config.command]
     try:
-        if command.config is not None:
-            folder, path = os.path.join(workdir, config.name), _filled(config.config, workdir)
-            overrides = _dotted(_filled(config.overrides, workdir))
-            schema = resolve(command.config)
-            told = load(path, overrides, schema)
-            if home is not None:
-                overrides += _moved(schemas.to_dict(told), home, workdir)
-                told = load(path, overrides, schema)
-            words = ["--config", path, "--workdir", folder]
-            words += [f"--config.{name}={text}" for name, text in overrides]
-        else:
-            folder, schema = None, resolve(command.options)
-            words = _option_words(_filled(config.options, workdir), schema)
-            told = from_words(words, schema)
+        if command.config is None:
+            words = _option_words(_filled(config.options, workdir), resolve(command.options))
+            told = from_words(words, resolve(command.options))
+            return Step(
+                config.name,
+                config.command,
+                (config.command, *words),
+                schemas.to_dict(told),
+                folder=None,
+                together=command.together,
+            )
+        folder, path = os.path.join(workdir, config.name), _filled(config.config, workdir)
+        overrides = dotted(_filled(config.overrides, workdir))
+        step = trained(config.name, config.command, path, folder, overrides)
+        if home is None:
+            return step
+        overrides += _moved(step.told, home, workdir)
+        return trained(config.name, config.command, path, folder, overrides)
     except UserError as error:
         raise UserError(f"step {config.name}: {error}") from None
-    return Step(
-        config.name,
-        config.command,
-        (config.command, *words),
-        schemas.to_dict(told),
-        folder,
-        command.together,
-    )
 
 
 def _filled(value: Any, workdir: str) -> Any:
@@ -185,18 +169,6 @@ def _filled(value: Any, workdir: str) -> Any:
     if isinstance(value, Mapping):
         return {key: _filled(item, workdir) for key, item in value.items()}
     return tuple(_filled(item, workdir) for item in value) if isinstance(value, tuple) else value
-
-
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """The leaves of nested mappings as overrides: (dotted name, text)."""
-    found = []
-    for key, value in values.items():
-        name = schemas.join(prefix, key)
-        if isinstance(value, Mapping) and value:
-            found += _dotted(value, name)
-        else:
-            found.append((name, _text(value)))
-    return found
 
 
 def _moved(value: Any, home: str, workdir: str, path: str = "") -> list[tuple[str, str]]:
@@ -216,16 +188,12 @@ def _moved(value: Any, home: str, workdir: str, path: str = "") -> list[tuple[st
     ]
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else repr(schemas.jsonable(value))
-
-
 def _option_words(options: Mapping[str, Any], schema: type) -> list[str]:
     """The options as words: one for each entry of a tuple, those that have no option last."""
     positional = positional_field(schema)
     words, others = [], []
     for name, value in options.items():
-        values = [_text(item) for item in (value if isinstance(value, tuple) else (value,))]
+        values = [text_of(item) for item in (value if isinstance(value, tuple) else (value,))]
         if name == positional:
             others = values
         else:
@@ -237,24 +205,24 @@ def _take(step: Step, records: "Records", children: Children, console: Console) 
     """Runs one step to its end; raises SystemExit where that is not its own."""
     if records.done(step):
         if records.primary:
-            console.print(f"{step.name}: done before ({_duration(records.seconds(step.name))})")
+            console.print(f"{step.name}: done before ({duration(records.seconds(step.name))})")
         return
     if not (records.primary or step.together):
         _wait(step, records, children)
         return
     if records.primary:
         console.print(f"{step.name}: instar {shlex.join(step.words)}", markup=False)
-    records.start(step)
-    code = children.run(step.words, records.tick, RECORD_SECONDS)
-    records.end(code)
+    running = records.start(step)
+    code = children.run(step.words, running.tick, RECORD_SECONDS)
+    running.end(code)
     if code:
         console.print(
             f"{step.name}: ended with exit code {code} after "
-            f"{_duration(records.seconds(step.name))}; the same command goes on from here"
+            f"{duration(records.seconds(step.name))}; the same command goes on from here"
         )
         raise SystemExit(code)
     if records.primary:
-        console.print(f"{step.name}: done in {_duration(records.seconds(step.name))}")
+        console.print(f"{step.name}: done in {duration(records.seconds(step.name))}")
 
 
 def _wait(step: Step, records: "Records", children: Children) -> None:
@@ -275,106 +243,7 @@ def _process() -> int:
     return int(number) if number.isdecimal() else 0
 
 
-# --- What is done -------------------------------------------------------------------------------
-
-
-class Records:
-    """pipeline.json: of each step what it was told, its status, and its time over all starts.
-
-    Args:
-      primary: whether this process writes it; the others only read.
-    """
-
-    def __init__(self, workdir: epath.Path, primary: bool):
-        self._workdir, self.primary = workdir, primary
-        self._name, self._since, self._before = "", 0.0, 0.0
-
-    def _read(self) -> dict[str, dict[str, Any]]:
-        path = self._workdir / RECORD
-        return read_json(path) if path.exists() else {}
-
-    def _write(self, name: str, **values: Any) -> None:
-        if not self.primary:
-            return
-        try:
-            self._workdir.mkdir(parents=True, exist_ok=True)
-            records = self._read()
-            write_json(self._workdir / RECORD, records | {name: records.get(name, {}) | values})
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(
-                f"workdir {self._workdir} cannot be written ({reason}): choose another --workdir, "
-                "or change its owner or mode"
-            ) from None
-
-    def check(self, step: Step) -> None:
-        """Raises UserError where a step is done and was told something else."""
-        if not self.done(step):
-            return
-        record = self._read()[step.name]
-        if record["command"] != step.command:
-            changed = f"command (was {record['command']!r}, is {step.command!r})"
-        else:
-            # Options have no sections, though one may be called as a section is.
-            changeable = CHANGEABLE if step.folder is not None else ()
-            changed = changes(record["told"], step.told, changeable)
-        if changed:
-            raise UserError(
-                f"step {step.name} of {self._workdir} is done with another config: {changed}; "
-                "choose a new --workdir, or undo the change"
-            )
-
-    def status(self, name: str) -> str | None:
-        """ "running", "done", "failed" or "stopped"; None for a step that never began."""
-        return self._read().get(name, {}).get("status")
-
-    def done(self, step: Step) -> bool:
-        """Whether a step need not be run: it is done, and its folder is still there."""
-        there = step.folder is None or epath.Path(step.folder).exists()
-        return there and self.status(step.name) == "done"
-
-    def seconds(self, name: str) -> float:
-        """What a step has taken so far, over all its starts."""
-        return self._read().get(name, {}).get("seconds", 0.0)
-
-    def times(self, names: list[str]) -> dict[str, float]:
-        """The seconds of each of these steps."""
-        return {name: self.seconds(name) for name in names}
-
-    def start(self, step: Step) -> None:
-        """Notes that a step begins, or begins again."""
-        record = self._read().get(step.name, {})
-        self._name, self._since = step.name, time.monotonic()
-        self._before = record.get("seconds", 0.0)
-        self._write(
-            step.name,
-            command=step.command,
-            told=step.told,
-            started=record.get("started", time.time()),
-            starts=record.get("starts", 0) + 1,
-            status="running",
-        )
-
-    def tick(self) -> None:
-        """Notes the time of the step under way, lest a kill take it along."""
-        self._write(self._name, seconds=round(self._before + time.monotonic() - self._since, 3))
-
-    def end(self, code: int) -> None:
-        """Notes how the step under way ended, by its exit code."""
-        self.tick()
-        stopped = code > 128
-        self._write(self._name, status="done" if code == 0 else "stopped" if stopped else "failed")
-
-
 def _table(times: Mapping[str, float]) -> str:
     rows = [*times.items(), ("together", sum(times.values()))]
     width = max(len(name) for name, _ in rows)
-    return "".join(f"{name:{width}}  {_duration(seconds):>14}\n" for name, seconds in rows)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return "".join(f"{name:{width}}  {duration(seconds):>14}\n" for name, seconds in rows)
