@@ -24,9 +24,9 @@ def get_config() -> ConfigDict:
                 epochs=1,
                 minibatch=16,
             ),
-            optimizer=dict(learning_rate=1e-5, weight_decay=0.0),
+            optimizer=dict(learning_rate=4e-5, weight_decay=0.0),
             schedule=dict(kind="constant"),
-            critic=dict(optimizer=dict(learning_rate=2e-5, weight_decay=0.0)),
+            critic=dict(optimizer=dict(learning_rate=1e-4, weight_decay=0.0)),
             gold=dict(
                 vader=dict(function="instar.evaluation.judges:vader"),
                 words=dict(
