@@ -21,8 +21,8 @@ def get_config() -> ConfigDict:
             ),
             batch=dict(size=4),
             gap_margin=0.5,
-            epochs=0.8,
-            optimizer=dict(learning_rate=5e-5, weight_decay=0.0),
+            epochs=1.0,
+            optimizer=dict(learning_rate=7e-5, weight_decay=0.0),
             schedule=dict(kind="cosine", warmup_steps=15),
             checkpoint=dict(minutes=5.0),
             normalise=dict(
