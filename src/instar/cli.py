@@ -70,7 +70,12 @@ def _read_arguments(words: list[str], command: Command) -> tuple:
     from instar.config import load
 
     options = _parse(words)
-    return load(options.config, options.overrides, resolve(command.config)), options.workdir
+    config = load(options.config, options.overrides, resolve(command.config))
+    if getattr(config, "hardware", None) is not None:
+        from instar.stages.presets import start_hardware
+
+        start_hardware(config.hardware)
+    return config, options.workdir
 
 
 # --- Arguments ----------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ nested at will, which another schema is the judge of.
 A dataclass may define ``check(self) -> None``, called after construction, innermost first, which
 raises `UserError` for values that are each of the right type but impossible, alone or together.
 
+It may define ``complete(cls, values)`` as a class method, which returns the values that are set
+with others added, where one field says something of others. Those that are set keep the last word.
+
 A field that is left out takes its default. Inside a nested dataclass that has a default *instance*
 the fields left out come from that instance, so that changing one key changes only that key.
 """
@@ -161,6 +164,8 @@ def _convert_dataclass(value: Any, schema: type, path: str, base: Any) -> Any:
         value, base = {}, value
     if not isinstance(value, Mapping):
         raise UserError(f"{path}: expected the fields of {schema.__name__}, {_got(value)}")
+    if callable(getattr(schema, "complete", None)):
+        value = schema.complete(value)
     known = fields(schema, base)
     result = {}
     for key, item in value.items():

@@ -263,8 +263,8 @@ def test_a_mesh_draws_what_one_device_draws():
     params = random_params(plain, 3)
     requests = [Request(p, c, 7) for p, c in zip(PROMPTS, [DRAWN, GREEDY] * 3, strict=False)]
     expected = Engine(plain).generate(params, requests)
-    model = plain.with_execution(Execution(constrain=rules.constrain(mesh)))
-    placed = jax.device_put(params, rules.param_shardings(mesh, model.axes))
+    model = plain.with_execution(rules.on_mesh(mesh, Execution()))
+    placed = jax.device_put(params, rules.param_shardings(mesh, model.axes, model.shapes))
     engine = Engine(model, mesh=mesh)
     with counted_compilations() as found:
         done = engine.generate(placed, requests)

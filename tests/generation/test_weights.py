@@ -40,10 +40,10 @@ def test_the_function_stays(name, dtype):
 
 def test_parameters_on_a_mesh_stay_there():
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=1), jax.devices()[:2])
-    model = LanguageModel(SPECS["llama"], Execution(constrain=rules.constrain(mesh)))
+    model = LanguageModel(SPECS["llama"], rules.on_mesh(mesh, Execution()))
     params = random_params(model, 2)
     requests = [Request([1, 2, 3], SamplingConfig(6, temperature=0.0))]
-    placed = jax.device_put(params, rules.param_shardings(mesh, model.axes))
+    placed = jax.device_put(params, rules.param_shardings(mesh, model.axes, model.shapes))
     with quick_compilation():
         expected = Engine(LanguageModel(SPECS["llama"])).generate(params, requests)
         laid_out, changed = for_decoding(model, placed)

@@ -1,6 +1,8 @@
 """PPO on a mesh: an iteration that is the one of a single device, and the memory of its roles."""
 
 import dataclasses
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from examples import quick_compilation, random_params
 
+from instar.errors import UserError
 from instar.families import llama
 from instar.generation.rollout import rollout
 from instar.models.language_model import LanguageModel
@@ -15,7 +18,15 @@ from instar.models.reward_model import RewardModel
 from instar.models.transformer import Execution
 from instar.reinforcement.config import UpdateConfig
 from instar.reinforcement.experience import Networks, make_assess
-from instar.reinforcement.roles import RoleConfig, footprint, memory_table, role_shardings
+from instar.reinforcement.roles import (
+    RoleConfig,
+    RolesConfig,
+    footprint,
+    for_generation,
+    generation_footprint,
+    memory_table,
+    role_shardings,
+)
 from instar.reinforcement.update import Learner, make_improve
 from instar.sharding import rules
 from instar.sharding.inputs import place_rows
@@ -23,7 +34,7 @@ from instar.sharding.mesh import MeshConfig, make_mesh
 from instar.training.optimizer import OptimizerConfig, make_optimizer
 from instar.training.state import TrainState
 
-SPEC = llama.llama(depth=1, width=16, heads=4, kv_heads=2, head_dim=6, mlp_width=24, vocab_size=40)
+SPEC = llama.llama(depth=1, width=16, heads=4, kv_heads=2, head_dim=6, mlp_width=24, vocab_size=41)
 BATCH, PROMPT, NEW = 8, 5, 6
 PLACES = {"policy": "sharded", "critic": "sharded", "reference": "replicated", "reward": "sharded"}
 
@@ -34,10 +45,10 @@ def learner(model: LanguageModel) -> Learner:
     return Learner(1e-2, optimizer, lambda step: jnp.float32(1), 1.0)
 
 
-def iteration(config: MeshConfig) -> tuple[TrainState, dict, jax.Array]:
+def iteration(config: MeshConfig, generation: str) -> tuple[TrainState, dict, jax.Array]:
     """The state after one, its metrics, and what was said."""
     mesh = make_mesh(config, jax.devices()[: config.data * config.fsdp * config.tensor])
-    execution = Execution(constrain=rules.constrain(mesh))
+    execution = rules.on_mesh(mesh, Execution())
     policy, reward = LanguageModel(SPEC, execution), RewardModel(SPEC, 2, execution)
     models = {"policy": policy, "critic": reward.model, "reference": policy, "reward": reward}
     networks = Networks(**models)
@@ -71,7 +82,7 @@ def iteration(config: MeshConfig) -> tuple[TrainState, dict, jax.Array]:
     def run(state: TrainState, frozen: dict, prompts: dict) -> tuple:
         seeds = jnp.arange(BATCH, dtype=jnp.uint32)
         drawn = rollout(
-            policy,
+            for_generation(policy, RolesConfig(generation=generation), mesh),
             state.params,
             prompts["tokens"],
             prompts["lengths"],
@@ -93,10 +104,19 @@ def iteration(config: MeshConfig) -> tuple[TrainState, dict, jax.Array]:
         return jax.device_get(run(state, frozen, place_rows(mesh, prompts)))
 
 
-def test_an_iteration_on_a_mesh_is_that_of_one_device():
-    """Sharded over two ways, with one role whole on every device."""
-    expected, expected_metrics, expected_tokens = iteration(MeshConfig(1, 1, 1))
-    found, metrics, tokens = iteration(MeshConfig(2, 2, 2))
+@functools.cache
+def on_one_device() -> tuple[TrainState, dict, jax.Array]:
+    return iteration(MeshConfig(1, 1, 1), "rows")
+
+
+@pytest.mark.parametrize("generation", ["rows", "heads"])
+def test_an_iteration_on_a_mesh_is_that_of_one_device(generation):
+    """Sharded over two ways, with one role whole on every device, and answers in either layout.
+
+    Four devices share two heads of keys and values, and a vocabulary that they do not divide.
+    """
+    expected, expected_metrics, expected_tokens = on_one_device()
+    found, metrics, tokens = iteration(MeshConfig(2, 2, 2), generation)
     np.testing.assert_array_equal(tokens, expected_tokens)
     assert metrics["updates"] == 2 and metrics["skipped"] == 0
     assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
@@ -148,3 +168,21 @@ def test_the_footprint_is_the_memory_that_the_arrays_take(placement):
     )
     big = dataclasses.replace(trained, params_bytes=3 * 2**20, rest_bytes=2**19)
     assert "in all 3.5 MiB a device" in memory_table([big])
+
+
+@pytest.mark.parametrize(("generation", "devices"), [("rows", 2), ("heads", 4)])
+def test_the_footprint_of_the_policy_that_answers(generation, devices):
+    """Norms are whole; heads, MLPs and the vocabulary are shared by so many devices."""
+    mesh, policy = make_mesh(MeshConfig(2, 2, 2)), LanguageModel(SPEC)
+    shared = {"heads", "kv_heads", "mlp", "vocab"}
+    leaves = zip(jax.tree.leaves(policy.axes), jax.tree.leaves(policy.shapes), strict=True)
+    expected = sum(4 * x.size / (devices if shared & {*a.names} else 1) for a, x in leaves)
+    found = generation_footprint(RolesConfig(generation=generation), mesh, policy)
+    assert found.params_bytes == math.ceil(expected) and found.rest_bytes == 0
+
+
+def test_heads_that_cannot_be_shared_are_refused_before_anything_is_compiled():
+    policy, mesh = LanguageModel(SPEC), make_mesh(MeshConfig(fsdp=8))
+    with pytest.raises(UserError, match=r"4 heads cannot be split .* mesh\.fsdp = 8"):
+        for_generation(policy, RolesConfig(generation="heads"), mesh)
+    for_generation(policy, RolesConfig(generation="rows"), mesh)

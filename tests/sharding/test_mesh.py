@@ -1,10 +1,12 @@
 """The mesh, and sizes that do not fit it."""
 
+from dataclasses import dataclass
+
 import jax
 import pytest
 
 from instar.errors import UserError
-from instar.sharding.mesh import AXES, MeshConfig, make_mesh
+from instar.sharding.mesh import AXES, MeshConfig, in_slices, make_mesh
 
 
 @pytest.mark.parametrize(
@@ -55,3 +57,40 @@ def test_sizes_must_multiply_to_the_devices(config):
 def test_impossible_configs(config, message):
     with pytest.raises(UserError, match=message):
         config.check()
+
+
+@dataclass(frozen=True)
+class Device:
+    """What `in_slices` looks at."""
+
+    id: int
+    slice_index: int = 0
+    platform: str = "tpu"
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_slices_of_the_machine_are_kept_apart(count):
+    """Also where the devices come in another order."""
+    devices = [Device(id, slice_index=id % 2) for id in range(8)]
+    groups = in_slices(devices, count)
+    assert [len(group) for group in groups] == [8 // count] * count
+    assert [{d.slice_index for d in group} for group in groups] == (
+        [{0}] * (count // 2) + [{1}] * (count // 2)
+    )
+    assert {d.id for group in groups for d in group} == set(range(8))
+
+
+def test_devices_of_one_slice_stay_in_their_order():
+    groups = in_slices([Device(id) for id in range(8)], 2)
+    assert [[d.id for d in group] for group in groups] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_an_axis_across_the_slices_of_a_tpu_is_refused_and_across_nodes_of_gpus_is_not():
+    devices = [Device(id, slice_index=id // 2) for id in range(8)]
+    with pytest.raises(UserError, match=r"in 4 slices, and mesh\.slice is 2: make"):
+        in_slices(devices, 2)
+    nodes = [Device(id, slice_index=id // 2, platform="gpu") for id in range(8)]
+    assert [[d.slice_index for d in group] for group in in_slices(nodes, 2)] == [
+        [0, 0, 1, 1],
+        [2, 2, 3, 3],
+    ]

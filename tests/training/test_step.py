@@ -75,7 +75,7 @@ class Run:
         mesh = mesh or MeshConfig(1, 1, 1)
         devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
         self.mesh = make_mesh(mesh, devices)
-        execution = Execution(dtype=jnp.dtype(dtype), constrain=rules.constrain(self.mesh))
+        execution = rules.on_mesh(self.mesh, Execution(dtype=jnp.dtype(dtype)))
         self.model = LanguageModel(SPEC, execution)
         self.config = OptimizerConfig(name, learning_rate=RATE, clip_norm=CLIP)
         self.optimizer = make_optimizer(self.config, self.model.axes)

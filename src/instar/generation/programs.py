@@ -56,7 +56,9 @@ def start(
     capacity: int,
 ) -> State:
     """Rows that have read nothing."""
-    cache = init_cache(model.spec, len(token), capacity, model.execution.dtype)
+    execution = model.execution
+    parts = execution.parts("kv_heads")
+    cache = init_cache(model.spec, len(token), capacity, execution.dtype, parts)
     return pin(model, State(cache, token, jnp.zeros_like(token), alive, seen))
 
 

@@ -1,5 +1,6 @@
 """Parameters in the layout in which decoding reads them fastest."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -7,7 +8,7 @@ import jax
 
 from instar.models.language_model import LanguageModel, Params
 from instar.models.parameters import Axes
-from instar.models.spec import ModelSpec
+from instar.models.spec import Layer, ModelSpec
 
 
 def for_decoding(model: LanguageModel, params: Params) -> tuple[LanguageModel, Params]:
@@ -16,23 +17,41 @@ def for_decoding(model: LanguageModel, params: Params) -> tuple[LanguageModel, P
     A step of decoding takes as long as the reading of the weights. A loop over stacked layers
     copies those of a layer before it multiplies by them; a tied head is transposed, and weights in
     float32 are cast to the compute dtype, at every call of a program: here all that is done once.
-    Compiling takes longer, as the program has every layer, and an untied head takes its memory;
-    for as long as both sets of parameters are held, they take that of both.
+    So is what a mesh asks for: a padded vocabulary, heads of keys and values for every device, and
+    the place of each parameter by the rules of `model.execution`, which need not be those by which
+    `params` lie. Compiling takes longer, as the program has every layer, and an untied head takes
+    its memory; for as long as both sets of parameters are held, they take that of both.
     """
-    laid_out = LanguageModel(unstacked(model.spec).replace(tied=False), model.execution)
+    execution = model.execution
+    spec = with_kv_heads(unstacked(model.spec), execution.parts("kv_heads")).replace(tied=False)
+    laid_out = LanguageModel(spec, execution)
 
-    def cast(axes: Axes, x: jax.Array) -> jax.Array:
+    def place(axes: Axes, x: jax.Array) -> jax.Array:
         # Scales and biases of norms are used in float32.
-        return x if axes.kind == "vector" else x.astype(model.execution.dtype)
+        x = x if axes.kind == "vector" else x.astype(execution.dtype)
+        if "kv_heads" in axes.names:
+            x = execution.spread(x, axes.names.index("kv_heads"))
+        return execution.constrain(x, axes.names)
 
     @jax.jit
     def convert(params: Params) -> Params:
         params = unstack(model.spec, params)
-        if model.spec.tied:
-            params |= {"head": {"kernel": params["embedding"].T}}
-        return jax.tree.map(cast, laid_out.axes, params)
+        table = execution.vocabulary(params["embedding"])
+        head = table if model.spec.tied else execution.vocabulary(params["head"]["kernel"].T)
+        params |= {"embedding": table, "head": {"kernel": head.T}}
+        return jax.tree.map(place, laid_out.axes, params)
 
     return laid_out, convert(params)
+
+
+def with_kv_heads(spec: ModelSpec, least: int) -> ModelSpec:
+    """The spec of a model whose heads of keys and values are repeated until there are so many."""
+
+    def change(layer: Layer) -> Layer:
+        heads = max(layer.mixer.kv_heads, least)
+        return dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, kv_heads=heads))
+
+    return spec.replace(layers=tuple((n, tuple(map(change, period))) for n, period in spec.layers))
 
 
 def unstacked(spec: ModelSpec) -> ModelSpec:

@@ -94,7 +94,7 @@ def open_model(path: epath.PathLike) -> Opened:
     foreign = open_foreign(Path(path))
 
     def read_foreign(model: LanguageModel, dtype: jnp.dtype, mesh: Mesh) -> Params:
-        shardings = flatten(rules.param_shardings(mesh, model.axes))
+        shardings = flatten(rules.param_shardings(mesh, model.axes, model.shapes))
         parameters = match(foreign.layout, model, foreign.stored, foreign.source)
         return load_params(parameters, dtype, shardings.__getitem__)
 
@@ -142,7 +142,7 @@ def read_params(
     template = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         model.shapes,
-        rules.param_shardings(mesh, model.axes),
+        rules.param_shardings(mesh, model.axes, model.shapes),
     )
     lineage = read_item(checkpoint, "lineage")
     stored = jnp.dtype(lineage.get("dtype", "float32"))
@@ -163,7 +163,7 @@ def read_params(
 def _model_of(card: ModelCard, dtype: jnp.dtype, mesh: Mesh) -> LanguageModel | RewardModel:
     if dtype not in (jnp.float32, jnp.bfloat16):
         raise UserError(f"dtype must be float32 or bfloat16, not {dtype.name}")
-    execution = Execution(dtype=dtype, constrain=rules.constrain(mesh))
+    execution = rules.on_mesh(mesh, Execution(dtype=dtype))
     if card.members is None:
         model = LanguageModel(card.spec, execution)
     else:

@@ -28,8 +28,12 @@ class KVCache:
     length: jax.Array
 
 
-def init_cache(spec: ModelSpec, batch: int, capacity: int, dtype: jnp.dtype) -> KVCache:
+def init_cache(
+    spec: ModelSpec, batch: int, capacity: int, dtype: jnp.dtype, parts: int = 1
+) -> KVCache:
     """An empty cache for `batch` rows of up to `capacity` tokens.
+
+    `parts` is how many devices share the heads of a row, each of which has one at least.
 
     Raises:
       UserError: the model has no learned position for the last of them.
@@ -41,7 +45,8 @@ def init_cache(spec: ModelSpec, batch: int, capacity: int, dtype: jnp.dtype) -> 
         )
 
     def empty(repeat: int, layer: Layer) -> LayerCache:
-        shape = (repeat, batch, layer.mixer.kv_heads, capacity, layer.mixer.head_dim)
+        mixer = layer.mixer
+        shape = (repeat, batch, max(mixer.kv_heads, parts), capacity, mixer.head_dim)
         return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
     zeros = jnp.zeros((batch, capacity), jnp.int32)

@@ -87,13 +87,13 @@ class LanguageModel:
 
     def head(self, params: Params) -> Head:
         """The callable hidden [..., embed] -> logits [..., vocab] in at least float32."""
-        tied = self.spec.tied
-        kernel = params["embedding"].T if tied else params["head"]["kernel"]
-        kernel = kernel.astype(self.execution.dtype)
+        table = params["embedding"] if self.spec.tied else params["head"]["kernel"].T
+        kernel = self.execution.vocabulary(table).T
 
         def logits(hidden: jax.Array) -> jax.Array:
             accumulate = jnp.promote_types(hidden.dtype, jnp.float32)
-            return jnp.matmul(hidden, kernel, preferred_element_type=accumulate)
+            padded = jnp.matmul(hidden, kernel, preferred_element_type=accumulate)
+            return padded[..., : self.spec.vocab_size]
 
         return logits
 
@@ -110,4 +110,6 @@ class LanguageModel:
     def logits(self, params: Params, tokens: jax.Array, **inputs: object) -> jax.Array:
         """Full logits [B, S, vocab]: for tests and short texts; training never forms them."""
         hidden, _ = self.apply(params, tokens, **inputs)
-        return self.head(params)(hidden)
+        logits = self.head(params)(hidden)
+        # A vocabulary that the mesh does not split evenly cannot leave a program in parts.
+        return self.execution.constrain(logits, ("batch", "sequence", "vocab"))

@@ -1,6 +1,7 @@
 """The parts of a Transformer, as NNX modules that hold parameters and nothing else."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -14,6 +15,7 @@ from instar.models.parameters import Initialization, normal, param
 
 Sides = tuple[tuple[str, int], ...]
 Turns = tuple[jax.Array, jax.Array]
+Spread = Callable[[jax.Array, int], jax.Array]  # (weights, the axis of heads) -> more heads
 
 
 class Norm(nnx.Module):
@@ -57,12 +59,16 @@ class Projection(nnx.Module):
         outer = slice(len(inputs), None)
         self.bias = param(jnp.zeros(sizes[outer]), names[outer]) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, spread: Spread | None = None) -> jax.Array:
+        """The product of x, with weights that `spread` repeats along their first output axis."""
         kernel, n = self.kernel[...].astype(x.dtype), self.contracted
+        bias = None if self.bias is None else self.bias[...].astype(x.dtype)
+        if spread is not None:
+            kernel, bias = spread(kernel, n), None if bias is None else spread(bias, 0)
         rows, outputs = x.shape[: x.ndim - n], kernel.shape[n:]
         size = math.prod(kernel.shape[:n])
         y = matmul(x.reshape(-1, size), kernel.reshape(size, -1)).reshape(rows + outputs)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y if bias is None else y + bias
 
 
 def frequencies_of(rotary: specs.Rotary, size: int) -> np.ndarray:
@@ -142,9 +148,14 @@ class Attention(nnx.Module):
             self.query_norm = Norm(spec.qk_norm, spec.head_dim, "head_dim")
             self.key_norm = Norm(spec.qk_norm, spec.head_dim, "head_dim")
 
-    def project(self, x: jax.Array, turns: Turns | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [B, S, embed] -> q [B, S, heads, D], k and v [B, S, kv_heads, D]; q and k turned."""
-        q, k, v = self.query(x), self.key(x), self.value(x)
+    def project(
+        self, x: jax.Array, turns: Turns | None, spread: Spread | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [B, S, embed] -> q [B, S, heads, D], k and v [B, S, kv_heads, D]; q and k turned.
+
+        There are more kv_heads than the spec's where `spread` repeats their weights.
+        """
+        q, k, v = self.query(x), self.key(x, spread), self.value(x, spread)
         if self.spec.qk_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.spec.rotary is not None:

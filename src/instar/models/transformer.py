@@ -18,6 +18,11 @@ Remat = Literal["none", "full", "dots", "attention"]
 HeadKind = tuple[specs.Rotary, int]  # how it turns, and its size
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
+# The residual stream is split along the sequence by the devices that share heads and MLPs, which
+# gather it before either (sequence parallelism; Korthikanti et al. 2022, section 4.2.2).
+RESIDUAL = ("batch", "residual", None)
+WHOLE = ("batch", "sequence", None)
+
 # What the backward pass may keep; everything else of a layer is computed again.
 REMAT_POLICIES: dict[str, Callable | None] = {
     "full": None,
@@ -32,13 +37,45 @@ class Execution:
 
     `dtype` is that of activations and matrix products. `unroll` is how many iterations of a scan
     over layers are laid out at once (0: all). `constrain` pins an activation, named by its logical
-    axes, to the mesh.
+    axes, to the mesh, and `parts` says into how many the mesh splits a logical axis.
     """
 
     dtype: jnp.dtype = jnp.float32
     remat: Remat = "none"
     unroll: int = 1
     constrain: Constrain = lambda x, axes: x
+    parts: Callable[[str], int] = lambda axis: 1
+
+    def vocabulary(self, table: jax.Array) -> jax.Array:
+        """A table [vocab, embed] for use: in the compute dtype, and whole along `embed`.
+
+        A look-up in a table that is split along `embed` would leave activations split along it too,
+        and the compiler would replicate them on every device to get from there to rows.
+
+        A vocabulary that the mesh does not split evenly gets rows of zeros at its end. At rest such
+        a table is split along `embed` by the mesh axes of both, so that one exchange between the
+        devices that share the vocabulary brings each of them its rows.
+        """
+        table = table.astype(self.dtype)
+        missing = -len(table) % self.parts("vocab")
+        if missing:
+            along_embed = (None, "vocab")
+            table = jnp.pad(self.constrain(table, along_embed), ((0, missing), (0, 0)))
+            table = self.constrain(table, along_embed)
+        return self.constrain(table, ("vocab", None))
+
+    def spread(self, weights: jax.Array, axis: int) -> jax.Array:
+        """Weights with kv_heads at `axis`, each repeated until all devices that share have one.
+
+        Those that are repeated are split along `embed` at rest, and gathered first.
+        """
+        copies = self.parts("kv_heads") // weights.shape[axis]
+        if copies <= 1:
+            return weights
+        names = [None] * weights.ndim
+        weights = jnp.repeat(self.constrain(weights, tuple(names)), copies, axis)
+        names[axis] = "kv_heads"
+        return self.constrain(weights, tuple(names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +130,9 @@ class Block(nnx.Module):
         """
         spec, constrain = self.mixer.spec, context.execution.constrain
         turns = context.turns.get((spec.rotary, spec.head_dim))
-        q, k, v = self.mixer.project(x, turns)
+        q, k, v = self.mixer.project(x, turns, context.execution.spread)
         q = constrain(q, ("batch", "sequence", "heads", None))
+        k, v = (constrain(each, ("batch", "sequence", "kv_heads", None)) for each in (k, v))
         kv_positions, kv_segment_ids = context.positions, context.segment_ids
         if cache is not None:
             cache = write_layer(cache, index, context.slots, k, v)
@@ -124,10 +162,13 @@ class Block(nnx.Module):
         key: jax.Array | None,
     ) -> tuple[jax.Array, LayerCache | None]:
         keys = (None, None) if key is None else jax.random.split(key)
-        mixed, cache = self.mix(self.mixer_norm(x), context, cache, index)
-        x = x + dropout(mixed, context.dropout, keys[0])
-        x = x + dropout(self.mlp(self.mlp_norm(x)), context.dropout, keys[1])
-        return context.execution.constrain(x, ("batch", "sequence", None)), cache
+
+        constrain = context.execution.constrain
+        mixed, cache = self.mix(constrain(self.mixer_norm(x), WHOLE), context, cache, index)
+        x = x + dropout(constrain(mixed, RESIDUAL), context.dropout, keys[0])
+        mixed = self.mlp(constrain(self.mlp_norm(x), WHOLE))
+        x = x + dropout(constrain(mixed, RESIDUAL), context.dropout, keys[1])
+        return constrain(x, RESIDUAL), cache
 
 
 class Period(nnx.Module):
@@ -240,20 +281,12 @@ class Transformer(nnx.Module):
             )
 
     def embed(self, tokens: jax.Array, positions: jax.Array, execution: Execution) -> jax.Array:
-        """int [B, S] -> [B, S, embed].
-
-        Tables are gathered along `embed` before the look-up: a look-up in a table that is split
-        along it would leave activations split along it too, and the compiler would replicate them
-        on every device to get from there to rows.
-        """
-
-        def rows(table: nnx.Param, axis: str, indices: jax.Array) -> jax.Array:
-            return execution.constrain(table[...].astype(execution.dtype), (axis, None))[indices]
-
-        x = rows(self.embedding, "vocab", tokens)
+        """int [B, S] -> [B, S, embed]."""
+        x = execution.vocabulary(self.embedding[...])[tokens]
         if self.spec.learned_positions:
-            x += rows(self.position_embedding, "positions", positions)
-        return x
+            table = self.position_embedding[...].astype(execution.dtype)
+            x += execution.constrain(table, ("positions", None))[positions]
+        return execution.constrain(x, RESIDUAL)
 
     def turns(self, positions: jax.Array, dtype: jnp.dtype) -> dict[HeadKind, Turns]:
         """The rotations of every kind of head that the layers have, once for all layers."""
@@ -269,7 +302,6 @@ class Transformer(nnx.Module):
             keys = jax.random.split(key, len(keys))
         x = self.embed(tokens, context.positions, context.execution)
         x = dropout(x, context.dropout, keys[-1])
-        x = context.execution.constrain(x, ("batch", "sequence", None))
         turns = self.turns(context.positions, context.execution.dtype)
         context = dataclasses.replace(context, turns=turns)
         cache, written = context.cache, []
@@ -280,4 +312,5 @@ class Transformer(nnx.Module):
             written.append(caches)
         if self.spec.final_norm is not None:
             x = self.final_norm(x)
+        x = context.execution.constrain(x, WHOLE)
         return x, None if cache is None else dataclasses.replace(cache, layers=tuple(written))

@@ -1,7 +1,7 @@
 """The roles of PPO: how each lies on the mesh, in which dtype, and what memory it takes."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from instar.models.language_model import LanguageModel
+from instar.models.parameters import Axes
 from instar.models.reward_model import RewardModel
 from instar.sharding import rules
 
@@ -30,17 +31,22 @@ class RoleConfig:
 
 @dataclass(frozen=True)
 class RolesConfig:
-    """The roles: two that are trained, and those that are frozen."""
+    """The roles: two that are trained, and those that are frozen.
+
+    `generation` is what the devices of mesh.fsdp share of the policy while it answers, of which
+    they hold a copy in the compute dtype: `rows`, with weights whole on each of them, or `heads`,
+    as those of mesh.tensor do: slower for a small model, but a large one fits.
+    """
 
     policy: RoleConfig = field(default_factory=RoleConfig)
     critic: RoleConfig = field(default_factory=RoleConfig)
     reference: RoleConfig = field(default_factory=RoleConfig)
     reward: RoleConfig = field(default_factory=RoleConfig)
     base: RoleConfig = field(default_factory=RoleConfig)
+    generation: Literal["rows", "heads"] = "rows"
 
 
 TRAINED = ("policy", "critic")
-ROLES = tuple(f.name for f in fields(RolesConfig))
 
 
 def frozen_dtype(config: RoleConfig) -> jnp.dtype:
@@ -55,6 +61,17 @@ def role_shardings(config: RoleConfig, mesh: Mesh, tree: object, axes: dict) -> 
     if config.placement == "replicated":
         return jax.tree.map(lambda _: rules.replicated(mesh), tree)
     return rules.state_shardings(mesh, tree, axes)
+
+
+def for_generation(policy: LanguageModel, config: RolesConfig, mesh: Mesh) -> LanguageModel:
+    """The policy as it answers, in a layout of its own.
+
+    Raises:
+      UserError: its heads or its MLPs do not divide over the devices that are to share them.
+    """
+    table = rules.GENERATION[config.generation]
+    rules.check_divisible(mesh, policy.axes, policy.shapes, table)
+    return policy.with_execution(rules.on_mesh(mesh, policy.execution, table))
 
 
 @dataclass(frozen=True)
@@ -92,6 +109,19 @@ def footprint(
     rest = 0 if opt_state is None else params + size(opt_state)
     count = sum(leaf.size for leaf in jax.tree.leaves(model.shapes))
     return Footprint(role, count, params, rest, jnp.dtype(dtype).name, config.placement)
+
+
+def generation_footprint(config: RolesConfig, mesh: Mesh, policy: LanguageModel) -> Footprint:
+    """What the policy's copy for answering holds on one device, an untied head aside."""
+    table, dtype = rules.GENERATION[config.generation], policy.execution.dtype
+
+    def share(axes: Axes, leaf: jax.ShapeDtypeStruct) -> float:
+        return leaf.size / math.prod(rules.parts(mesh, name, table) for name in axes.names)
+
+    held = sum(jax.tree.leaves(jax.tree.map(share, policy.axes, policy.shapes)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(policy.shapes))
+    size = math.ceil(held * jnp.dtype(dtype).itemsize)
+    return Footprint("answers", count, size, 0, jnp.dtype(dtype).name, f"by {config.generation}")
 
 
 def memory_table(footprints: list[Footprint]) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from instar.errors import UserError
@@ -18,9 +20,10 @@ class MeshConfig:
     """How many devices lie along each axis; -1 (on one axis at most) takes what is left.
 
     `data` replicates parameters and splits the batch, `fsdp` splits both (parameters are gathered
-    layer by layer), `tensor` splits heads, MLPs and the vocabulary, `context` the positions of a
-    row, `expert` the experts and, between them, the batch. `slice` is `data` between groups of
-    devices (slices of a TPU, nodes) whose links are slower than those inside.
+    layer by layer), `tensor` splits heads, MLPs, the vocabulary and, between blocks, the positions
+    of a row, `context` these positions everywhere, `expert` the experts and, between them, the
+    batch. `slice` is `data` between groups of devices (slices of a TPU, nodes) whose links are
+    slower than those inside.
     """
 
     data: int = 1
@@ -45,7 +48,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh over `devices` (all of them by default), with the axes `AXES`.
 
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices, or the devices are in slices of
+        a TPU that `slice` does not keep apart.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {axis: getattr(config, axis) for axis in AXES}
@@ -57,4 +61,39 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             "multiply to that number, or set one axis to -1"
         )
     shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes.values())
-    return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    groups = [near(shape[1:], group) for group in in_slices(devices, shape[0])]
+    return Mesh(np.stack(groups), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def in_slices(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:
+    """The devices in `count` groups, between which the slowest links of the machine lie.
+
+    By their `slice_index` where they have one (slices of a TPU, nodes of GPUs), and in their order,
+    in which those of a process are neighbours.
+
+    Raises:
+      UserError: a group has devices of two slices of a TPU.
+    """
+    ordered = sorted(devices, key=_slice_index)
+    size = len(ordered) // count
+    groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    mixed = any(len({*map(_slice_index, group)}) > 1 for group in groups)
+    if mixed and devices[0].platform == "tpu":
+        slices = len({*map(_slice_index, devices)})
+        raise UserError(
+            f"the devices are in {slices} slices, and mesh.slice is {count}: make it a multiple of "
+            f"{slices}, so that only that axis goes from slice to slice"
+        )
+    return groups
+
+
+def _slice_index(device: jax.Device) -> int:
+    return getattr(device, "slice_index", 0)
+
+
+def near(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices in that shape, as a machine's links suggest."""
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:  # an axis is no whole number of a torus's own
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)

@@ -1,13 +1,15 @@
 """What the stages are told."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from instar.data.loader import LoaderConfig
 from instar.errors import UserError
 from instar.generation.sampling import SamplingConfig
 from instar.models.transformer import Remat
 from instar.sharding.mesh import MeshConfig
+from instar.stages.presets import with_preset
 from instar.training.checkpoint import CheckpointConfig
 from instar.training.failure import FailureConfig
 from instar.training.metrics import LoggingConfig
@@ -105,10 +107,16 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every stage that learns from batches is told."""
+    """What every stage that learns from batches is told.
+
+    `hardware` is the name of a preset, such as "h100-8" or "v5p-64" (see
+    `instar.stages.presets`): what it says of mesh, rematerialisation, microbatch and dtype holds
+    where the config says nothing, and the command sets its flags of XLA.
+    """
 
     batch: BatchConfig
     steps: int
+    hardware: str | None = None
     seed: int = 0
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     dropout: float = 0.0
@@ -119,6 +127,11 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     failure: FailureConfig = field(default_factory=FailureConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @classmethod
+    def complete(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The values with those of the hardware's preset beneath them."""
+        return with_preset(values)
 
     def check(self) -> None:
         if self.steps is not None:

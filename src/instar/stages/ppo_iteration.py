@@ -18,6 +18,7 @@ from instar.generation.rollout import Trajectories, rollout
 from instar.models.language_model import Params
 from instar.objectives.responses import length_mask
 from instar.reinforcement.experience import Experience, Networks, make_assess
+from instar.reinforcement.roles import for_generation
 from instar.reinforcement.update import CRITIC, Improve, watch
 from instar.sharding.inputs import place_rows
 from instar.stages.ppo_config import PpoConfig
@@ -69,7 +70,7 @@ class Player:
         self._rollout = jax.jit(
             functools.partial(
                 rollout,
-                networks.policy,
+                for_generation(networks.policy, config.roles, mesh),
                 max_new_tokens=response.max_new_tokens,
                 stop_ids=stop_ids,
                 temperature=response.temperature,

@@ -22,6 +22,7 @@ from instar.reinforcement.roles import (
     TRAINED,
     footprint,
     frozen_dtype,
+    generation_footprint,
     memory_table,
     role_shardings,
 )
@@ -141,5 +142,6 @@ def print_memory(config: PpoConfig, networks: Networks, template: TrainState, me
         dtype = jnp.dtype(jnp.float32) if role in TRAINED else frozen_dtype(settings)
         opt_state = template.opt_state[role] if role in TRAINED else None
         found.append(footprint(role, settings, mesh, model, dtype, opt_state))
+    found.append(generation_footprint(config.roles, mesh, networks.policy))
     if jax.process_index() == 0:
         Console(stderr=True).print(memory_table(found), highlight=False)

@@ -116,7 +116,7 @@ def sampler(
     prompts = PromptSet.open(config.path, encoder, room - 1, "normalise.path")
 
     def texts() -> Sequence[Sequence[int]]:
-        execution = Execution(constrain=rules.constrain(mesh))
+        execution = rules.on_mesh(mesh, Execution())
         language_model = LanguageModel(policy.card.spec, execution)
         params = policy.read(language_model, jnp.dtype(jnp.float32), mesh)
         model = Model(policy.card, language_model, params, mesh)

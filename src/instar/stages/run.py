@@ -157,12 +157,12 @@ def make_layout(config: BatchConfig, mesh: Mesh) -> BatchLayout:
 
 def make_execution(config: RunConfig, mesh: Mesh) -> Execution:
     """How the step of a run is computed."""
-    return Execution(
+    execution = Execution(
         dtype=jnp.dtype(config.compute_dtype),
         remat=config.execution.remat,
         unroll=config.execution.unroll,
-        constrain=rules.constrain(mesh),
     )
+    return rules.on_mesh(mesh, execution)
 
 
 def rows_of_steps(config: BatchConfig) -> Iterator[int]:
