@@ -22,8 +22,9 @@ def for_decoding(model: LanguageModel, params: Params) -> tuple[LanguageModel, P
     laid_out = LanguageModel(unstacked(model.spec).replace(tied=False), model.execution)
 
     def cast(axes: Axes, x: jax.Array) -> jax.Array:
-        # Scales and biases of norms are used in float32.
-        return x if axes.kind == "vector" else x.astype(model.execution.dtype)
+        # Scales and biases of norms, and routers, are used in float32.
+        wide = axes.kind == "vector" or "router" in axes.names
+        return x if wide else x.astype(model.execution.dtype)
 
     @jax.jit
     def convert(params: Params) -> Params:
