@@ -17,6 +17,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "vocab": ("tensor",),
+    "experts": ("expert",),
 }
 
 

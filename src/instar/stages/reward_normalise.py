@@ -20,6 +20,7 @@ from instar.models.language_model import LanguageModel
 from instar.models.reward_model import RewardModel
 from instar.models.transformer import Execution
 from instar.sharding import rules
+from instar.sharding.experts import make_dispatch
 from instar.stages.reward_config import NormaliseConfig
 from instar.training.state import TrainState
 
@@ -116,7 +117,7 @@ def sampler(
     prompts = PromptSet.open(config.path, encoder, room - 1, "normalise.path")
 
     def texts() -> Sequence[Sequence[int]]:
-        execution = Execution(constrain=rules.constrain(mesh))
+        execution = Execution(constrain=rules.constrain(mesh), dispatch=make_dispatch(mesh))
         language_model = LanguageModel(policy.card.spec, execution)
         params = policy.read(language_model, jnp.dtype(jnp.float32), mesh)
         model = Model(policy.card, language_model, params, mesh)
