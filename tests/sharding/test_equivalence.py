@@ -1,6 +1,7 @@
 """Eight devices compute what one device computes, however the mesh is laid."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,15 @@ import numpy as np
 import pytest
 from examples import packed_batch, quick_compilation, random_params
 
-from instar.families import gpt3, llama
+from instar.families import gpt3, llama, mixtral
 from instar.models.language_model import LanguageModel
 from instar.models.transformer import Execution
 from instar.objectives.language import next_token_sums
 from instar.sharding import rules
+from instar.sharding.experts import make_dispatch
 from instar.sharding.inputs import BatchLayout
 from instar.sharding.mesh import MeshConfig, make_mesh
+from instar.training.balance import Balance, RouterConfig
 from instar.training.optimizer import (
     OptimizerConfig,
     ScheduleConfig,
@@ -38,15 +41,39 @@ SPECS = {
         vocab_size=40,
         qk_norm=True,
     ),
+    "mixtral": mixtral.mixtral(
+        depth=2,
+        width=16,
+        heads=4,
+        kv_heads=2,
+        head_dim=6,
+        mlp_width=12,
+        vocab_size=40,
+        experts=8,
+        router_bias=True,
+    ),
 }
+OPTIMIZERS = {"gpt3": "adamw", "llama": "muon", "mixtral": "muon"}
 ONE = MeshConfig(1, 1, 1)
 MESHES = {
     "fsdp": MeshConfig(1, 8, 1),
     "data-tensor": MeshConfig(2, 1, 4),
     "data-fsdp-tensor": MeshConfig(2, 2, 2),
 }
+EXPERT_MESHES = {
+    "expert": MeshConfig(fsdp=1, expert=8),
+    "expert-fsdp": MeshConfig(fsdp=2, expert=4),
+    "expert-fsdp-tensor": MeshConfig(fsdp=2, tensor=2, expert=2),
+    "data-expert": MeshConfig(data=2, fsdp=1, expert=4),
+    "data-fsdp-tensor": MESHES["data-fsdp-tensor"],
+}
+CASES = [(family, mesh) for family in ("gpt3", "llama") for mesh in MESHES.items()]
+CASES += [("mixtral", mesh) for mesh in EXPERT_MESHES.items()]
+IDS = [f"{family}-{name}" for family, (name, _) in CASES]
 MICROBATCHES, MICROBATCH, LENGTH = 2, 8, 12
 Z_LOSS, STEPS = 1e-2, 10
+# Large, so that what they contribute is seen.
+ROUTER = RouterConfig(balance_loss=0.3, z_loss=0.1, bias_rate=0.05)
 
 
 def batches(steps: int) -> list[dict]:
@@ -61,9 +88,14 @@ class Setup:
 
     def __init__(self, family: str, config: MeshConfig, dtype: type):
         self.dtype = dtype
-        devices = jax.devices()[: config.data * config.fsdp * config.tensor]
-        self.mesh = make_mesh(config, devices)
-        execution = Execution(dtype=jnp.dtype(dtype), constrain=rules.constrain(self.mesh))
+        sizes = (config.data, config.fsdp, config.tensor, config.expert)
+        self.mesh = make_mesh(config, jax.devices()[: math.prod(sizes)])
+        execution = Execution(
+            dtype=jnp.dtype(dtype),
+            constrain=rules.constrain(self.mesh),
+            dispatch=make_dispatch(self.mesh),
+        )
+        self.balance = Balance(ROUTER, SPECS[family])
         self.model = LanguageModel(SPECS[family], execution)
         rules.check_divisible(self.mesh, self.model.axes, self.model.shapes)
         self.layout = BatchLayout(self.mesh, MICROBATCHES, MICROBATCH)
@@ -77,11 +109,12 @@ class Setup:
 
     def loss_sums(self, params, frozen, batch, key):
         inputs = {name: batch[name] for name in ("positions", "segment_ids")}
-        hidden, _ = self.model.apply(params, batch["tokens"], **inputs)
+        hidden, aux = self.model.apply(params, batch["tokens"], **inputs)
         head = self.model.head(params)
         sums = next_token_sums(hidden, head, batch["targets"], batch["weights"], chunk=6)
-        loss = sums["nats"] + Z_LOSS * sums["log_z_squared"]
-        return loss, {"loss": sums["nats"], "weight": sums["weight"]}
+        routers, reported = self.balance.losses(aux, sums["weight"])
+        loss = sums["nats"] + Z_LOSS * sums["log_z_squared"] + routers
+        return loss, {"loss": sums["nats"], "weight": sums["weight"]} | reported
 
     def gradients(self) -> tuple[dict, dict]:
         shardings = rules.param_shardings(self.mesh, self.model.axes)
@@ -104,7 +137,14 @@ class Setup:
         )
         state = jax.device_put(state, jax.tree.map(lambda t: t.sharding, template))
         schedule = make_schedule(ScheduleConfig(warmup_steps=3), STEPS)
-        step = make_step(self.loss_sums, update, schedule, learning_rate=0.01, clip_norm=0.5)
+        step = make_step(
+            self.loss_sums,
+            update,
+            schedule,
+            learning_rate=0.01,
+            clip_norm=0.5,
+            settle=self.balance.settle,
+        )
         step, log = compile_step(step, template), []
         for batch in batches(STEPS):
             state, metrics = step(state, None, self.place(batch))
@@ -130,18 +170,18 @@ def assert_split(tree: dict, axes: dict, mesh: jax.sharding.Mesh) -> None:
         ]
         local = tuple(size // part for size, part in zip(array.shape, parts, strict=True))
         assert {s.data.shape for s in array.addressable_shards} == {local}, a
-        assert a.kind != "matrix" or local != array.shape
+        # Without fsdp and tensor only the experts are split.
+        split = a.kind == "matrix" and ("experts" in a.names or mesh.shape["expert"] == 1)
+        assert not split or local != array.shape, a
 
 
-@pytest.mark.parametrize("family", SPECS)
-@pytest.mark.parametrize("mesh", MESHES)
-def test_loss_and_gradients_in_float32(mesh, family):
+@pytest.mark.parametrize(("family", "mesh"), CASES, ids=IDS)
+def test_loss_and_gradients_in_float32(family, mesh):
     expected, expected_sums = on_one_device(family, None)
     with quick_compilation():
-        setup = Setup(family, MESHES[mesh], np.float32)
+        setup = Setup(family, mesh[1], np.float32)
         found, sums = setup.gradients()
-    for name, value in expected_sums.items():
-        assert float(sums[name]) == pytest.approx(float(value), rel=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), sums, expected_sums)
 
     # Without rotary positions a bias of the keys shifts all logits of a query alike, so that its
     # true gradient is zero and only rounding is left: compare that to the gradients around it.
@@ -153,13 +193,13 @@ def test_loss_and_gradients_in_float32(mesh, family):
     jax.tree.map(close, found, expected)
 
 
-@pytest.mark.parametrize(("family", "optimizer"), [("gpt3", "adamw"), ("llama", "muon")])
-@pytest.mark.parametrize("mesh", MESHES)
-def test_ten_steps_in_float64(mesh, family, optimizer):
+@pytest.mark.parametrize(("family", "mesh"), CASES, ids=IDS)
+def test_ten_steps_in_float64(family, mesh):
     """Accumulation over two microbatches of packed rows, clipping, decay and warm-up are in it."""
+    optimizer = OPTIMIZERS[family]
     expected, expected_log = on_one_device(family, optimizer)
     with jax.enable_x64(True), quick_compilation():
-        setup = Setup(family, MESHES[mesh], np.float64)
+        setup = Setup(family, mesh[1], np.float64)
         state, log = setup.train(optimizer)
         assert_split(state.params, setup.model.axes, setup.mesh)
         close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-9)
