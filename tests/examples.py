@@ -9,7 +9,7 @@ import numpy as np
 
 from instar.families import gpt3, llama
 from instar.models.language_model import LanguageModel
-from instar.models.spec import Attention, Layer, Mlp, ModelSpec, Norm, Rotary
+from instar.models.spec import Attention, Experts, Layer, Mlp, ModelSpec, Norm, Rotary
 
 # Sizes are odd where they may be, and heads x head_dim is not the width: a transposed or confused
 # axis then fails on its shape or shows in the values.
@@ -53,7 +53,18 @@ MIXED = ModelSpec(
     layers=((2, (_LOCAL, _PARTIAL)), (1, (_ALIBI,))),
     final_norm=None,
 )
-SPECS = {"gpt": GPT, "llama": LLAMA, "mixed": MIXED}
+# A Mixtral's experts, beside the other ways to score them and a layer without any.
+EXPERTS = ModelSpec(
+    vocab_size=31,
+    width=18,
+    max_positions=64,
+    layers=(
+        (2, (dataclasses.replace(_LOCAL, mlp=Experts(Mlp(7, "silu", gated=True), 5, 2)), _LOCAL)),
+        (1, (dataclasses.replace(_PARTIAL, mlp=Experts(Mlp(9, "gelu"), 4, 3, "sigmoid", False)),)),
+    ),
+    final_norm=_RMS_NORM,
+)
+SPECS = {"gpt": GPT, "llama": LLAMA, "mixed": MIXED, "experts": EXPERTS}
 
 
 def random_params(model: LanguageModel, seed: int, dtype: type = np.float32) -> dict:
@@ -64,7 +75,7 @@ def random_params(model: LanguageModel, seed: int, dtype: type = np.float32) -> 
         name, values = path[-1].key, rng.standard_normal(leaf.shape)
         if name == "scale":
             values = 1 + 0.4 * values
-        elif name == "bias":
+        elif name.endswith("bias"):
             values = 0.5 * values
         elif name == "kernel":
             values = 0.4 * values

@@ -7,7 +7,7 @@ from examples import random_params
 
 from instar.data.chat import ChatTemplate
 from instar.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from instar.families import gpt3, llama, mistral, qwen3
+from instar.families import gpt3, llama, mistral, mixtral, qwen3
 from instar.interchange.card import ModelCard
 from instar.interchange.model import Model
 from instar.models.language_model import LanguageModel
@@ -45,6 +45,7 @@ SPECS = {
     "llama": llama.llama(**_SIZES | {"width": 24}),
     "llama, of an odd width": llama.llama(**_SIZES, tied=True),
     "mistral": mistral.mistral(**_SIZES, window=5),
+    "mixtral": mixtral.mixtral(**_SIZES | {"width": 24, "mlp_width": 28}, experts=3, window=5),
     "qwen3": qwen3.qwen3(**_SIZES, tied=True),
 }
 

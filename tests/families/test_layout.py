@@ -101,8 +101,9 @@ def test_a_layout_places_every_parameter_once(name, form):
     placed = list(getattr(family, form).layout.tensors(spec))
     assert len({each.name for each in placed}) == len(placed)
     found = sorted((each.stem + part, each.index) for each in placed for part in each.tensor.parts)
-    expected = []
-    for path, leaf in flatten(LanguageModel(spec).shapes).items():
-        stacked = path.startswith("group_")
-        expected += [(path, index) for index in (range(leaf.shape[0]) if stacked else [None])]
+    expected, model = [], LanguageModel(spec)
+    axes = flatten(model.axes)
+    for path, leaf in flatten(model.shapes).items():
+        stacked = sum(name in ("layers", "experts") for name in axes[path].names)
+        expected += [(path, index) for index in np.ndindex(leaf.shape[:stacked])]
     assert found == sorted(expected)

@@ -5,7 +5,7 @@ import pytest
 from instar.errors import UserError
 from instar.families import gpt3, llama
 from instar.families.registry import FAMILIES, ModelConfig, build_spec
-from instar.models.spec import Attention, Layer, Mlp, ModelSpec, Norm, Rotary
+from instar.models.spec import Attention, Experts, Layer, Mlp, ModelSpec, Norm, Rotary
 
 
 def build(**fields) -> ModelSpec:
@@ -61,19 +61,26 @@ def test_every_field_of_the_config_reaches_the_spec(family):
     }
     for tied in (True, False):
         spec = build(family=family, tied=tied, **fields)
-        mixer = only_layer(spec).mixer
+        mixer, mlp = only_layer(spec).mixer, only_layer(spec).mlp
         assert {
             "depth": spec.depth,
             "width": spec.width,
             "heads": mixer.heads,
             "kv_heads": mixer.kv_heads,
             "head_dim": mixer.head_dim,
-            "mlp_width": only_layer(spec).mlp.width,
+            "mlp_width": getattr(mlp, "expert", mlp).width,
             "vocab_size": spec.vocab_size,
             "max_positions": spec.max_positions,
             "qk_norm": mixer.qk_norm is not None,
         } == fields
         assert spec.tied is tied
+
+
+def test_the_fields_of_experts_reach_the_spec():
+    fields = {"experts": 6, "experts_per_token": 3, "router_bias": True}
+    spec = build(family="mixtral", depth=1, width=24, heads=4, mlp_width=10, **fields)
+    expert = Mlp(10, "silu", gated=True)
+    assert only_layer(spec).mlp == Experts(expert, 6, 3, choice_bias=True)
 
 
 def test_a_size_and_changes_to_it_combine():
@@ -101,6 +108,10 @@ def test_llama_s_mlp_width_is_the_published_one_at_every_size_it_is_rounded_for(
         (
             {"depth": 2, "width": 24, "heads": 4, "kv_heads": 3},
             r"heads \(4\) must be a multiple of kv_heads \(3\)",
+        ),
+        (
+            {"depth": 2, "width": 24, "heads": 4, "experts": 8},
+            "model.experts is nothing that llama has: leave it out, or choose model.family mixtral",
         ),
         ({"depth": 2, "width": 12, "heads": 4}, "even number of rotated elements"),
     ],

@@ -17,6 +17,7 @@ from instar.generation.sampling import SamplingConfig
 from instar.models.language_model import LanguageModel
 from instar.models.transformer import Execution
 from instar.sharding import rules
+from instar.sharding.execution import on_mesh
 from instar.sharding.mesh import MeshConfig, make_mesh
 
 pytestmark = pytest.mark.smoke
@@ -263,7 +264,7 @@ def test_a_mesh_draws_what_one_device_draws():
     params = random_params(plain, 3)
     requests = [Request(p, c, 7) for p, c in zip(PROMPTS, [DRAWN, GREEDY] * 3, strict=False)]
     expected = Engine(plain).generate(params, requests)
-    model = plain.with_execution(rules.on_mesh(mesh, Execution()))
+    model = plain.with_execution(on_mesh(mesh, Execution()))
     placed = jax.device_put(params, rules.param_shardings(mesh, model.axes, model.shapes))
     engine = Engine(model, mesh=mesh)
     with counted_compilations() as found:

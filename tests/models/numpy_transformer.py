@@ -116,6 +116,24 @@ def mlp(x: np.ndarray, spec, params: dict) -> np.ndarray:
     return affine("down", activate(affine("up", x), spec.activation))
 
 
+def experts(x: np.ndarray, real: np.ndarray, spec, params: dict) -> np.ndarray:
+    """For each real token the outputs of the chosen experts, weighted; 0 for the others."""
+    out = np.zeros(x.shape)
+    for token in np.flatnonzero(real):
+        logits = x[token] @ params["router"]["kernel"]
+        if spec.score == "softmax":
+            scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        else:
+            scores = 1 / (1 + np.exp(-logits))
+        preferred = scores + params["choice_bias"] if spec.choice_bias else scores
+        chosen = sorted(range(spec.count), key=lambda e: (-preferred[e], e))[: spec.top_k]
+        whole = scores[chosen].sum() if spec.normalise else 1.0
+        for e in chosen:
+            matrices = {n: slice_layer(params[n], e) for n in ("up", "gate", "down") if n in params}
+            out[token] += scores[e] / whole * mlp(x[token], spec.expert, matrices)
+    return out
+
+
 def slice_layer(params, index: int):
     """The parameters of one of the stacked layers."""
     if isinstance(params, dict):
@@ -149,7 +167,11 @@ def logits(spec, params, tokens, positions=None, segments=None) -> np.ndarray:
                     x = x + attention_row(
                         normed, row_positions, row_segments, layer.mixer, p["mixer"]
                     )
-                    x = x + mlp(norm(x, layer.norm, p["mlp_norm"]), layer.mlp, p["mlp"])
+                    normed = norm(x, layer.norm, p["mlp_norm"])
+                    if hasattr(layer.mlp, "expert"):
+                        x = x + experts(normed, row_segments > 0, layer.mlp, p["mlp"])
+                    else:
+                        x = x + mlp(normed, layer.mlp, p["mlp"])
         if spec.final_norm is not None:
             x = norm(x, spec.final_norm, params["final_norm"])
         rows.append(x @ (params["embedding"].T if spec.tied else params["head"]["kernel"]))

@@ -1,5 +1,6 @@
 """The forward pass, against one written by hand in NumPy."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from examples import (
+    EXPERTS,
     GPT,
     LLAMA,
     SPECS,
@@ -20,10 +22,19 @@ from models import numpy_transformer
 from instar.models.language_model import LanguageModel
 from instar.models.transformer import Execution
 
+
+def with_experts(**changes):
+    """The layer of experts of the example, alone and changed."""
+    layer = EXPERTS.each_layer()[0]
+    layer = dataclasses.replace(layer, mlp=dataclasses.replace(layer.mlp, **changes))
+    return EXPERTS.replace(layers=((1, (layer,)),))
+
+
 CASES = SPECS | {
     # The families with every option that is off by default in them.
     "gpt-gqa-untied": with_mixer(GPT, heads=4, kv_heads=2, window=4).replace(tied=False),
     "llama-partial": LLAMA.replace(tied=True),
+    "experts-biased": with_experts(score="sigmoid", choice_bias=True),
 }
 LENGTHS = [[4, 6, 3], [13], [5, 1, 5]]
 

@@ -109,6 +109,7 @@ def test_kinds_and_sides_follow_the_names(spec):
                     "up": (["embed"], ["mlp"]),
                     "gate": (["embed"], ["mlp"]),
                     "down": (["mlp"], ["embed"]),
+                    "router": (["embed"], ["router"]),
                 }[name.split(".")[-2]]
             )
 

@@ -34,6 +34,9 @@ LLAMA = {
     "head_dim": 10,
     "max_position_embeddings": 64,
 }
+# Torch's products of experts want rows of whole 16 bytes.
+_EXPERTS = {"num_local_experts": 5, "num_experts_per_tok": 3}
+MIXTRAL = LLAMA | _EXPERTS | {"hidden_size": 44, "intermediate_size": 56}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 300.0,
@@ -61,6 +64,8 @@ CASES = {
     "llama 3.1": ("Llama", LLAMA | {"rope_parameters": LLAMA3, "rms_norm_eps": 1e-4}),
     "mistral": ("Mistral", LLAMA | {"sliding_window": 5}),
     "mistral without a window": ("Mistral", LLAMA | {"sliding_window": None}),
+    "mixtral": ("Mixtral", MIXTRAL),
+    "mixtral with a window": ("Mixtral", MIXTRAL | {"num_experts_per_tok": 1, "sliding_window": 5}),
     "qwen3": ("Qwen3", LLAMA | {"attention_bias": True}),
 }
 HEADS = {"GPT2": "GPT2LMHeadModel"}

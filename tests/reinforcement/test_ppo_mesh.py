@@ -28,7 +28,7 @@ from instar.reinforcement.roles import (
     role_shardings,
 )
 from instar.reinforcement.update import Learner, make_improve
-from instar.sharding import rules
+from instar.sharding.execution import on_mesh
 from instar.sharding.inputs import place_rows
 from instar.sharding.mesh import MeshConfig, make_mesh
 from instar.training.optimizer import OptimizerConfig, make_optimizer
@@ -48,7 +48,7 @@ def learner(model: LanguageModel) -> Learner:
 def iteration(config: MeshConfig, generation: str) -> tuple[TrainState, dict, jax.Array]:
     """The state after one, its metrics, and what was said."""
     mesh = make_mesh(config, jax.devices()[: config.data * config.fsdp * config.tensor])
-    execution = rules.on_mesh(mesh, Execution())
+    execution = on_mesh(mesh, Execution())
     policy, reward = LanguageModel(SPEC, execution), RewardModel(SPEC, 2, execution)
     models = {"policy": policy, "critic": reward.model, "reference": policy, "reward": reward}
     networks = Networks(**models)

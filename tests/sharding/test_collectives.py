@@ -13,6 +13,7 @@ from instar.models.language_model import LanguageModel
 from instar.models.transformer import Execution
 from instar.objectives.language import next_token_sums
 from instar.sharding import rules
+from instar.sharding.execution import on_mesh
 from instar.sharding.mesh import MeshConfig, make_mesh
 
 SPEC = llama.llama(depth=3, width=16, heads=4, kv_heads=2, head_dim=6, mlp_width=28, vocab_size=41)
@@ -23,7 +24,7 @@ ROWS, LENGTH, DEVICES = 2, 12, 4
 def program() -> str:
     """The compiled loss of a model on four devices."""
     mesh = make_mesh(MeshConfig(tensor=DEVICES), jax.devices()[:DEVICES])
-    model = LanguageModel(SPEC, rules.on_mesh(mesh, Execution()))
+    model = LanguageModel(SPEC, on_mesh(mesh, Execution()))
 
     def loss(params: dict, tokens: jax.Array) -> jax.Array:
         hidden, _ = model.apply(params, tokens)
@@ -76,7 +77,7 @@ def test_whole_logits_are_those_of_one_device():
     """A program cannot return a vocabulary in uneven parts."""
     mesh = make_mesh(MeshConfig(tensor=DEVICES), jax.devices()[:DEVICES])
     plain = LanguageModel(SPEC)
-    model = plain.with_execution(rules.on_mesh(mesh, Execution()))
+    model = plain.with_execution(on_mesh(mesh, Execution()))
     params = random_params(plain, 3)
     placed = jax.device_put(params, rules.param_shardings(mesh, model.axes, model.shapes))
     tokens = np.random.default_rng(0).integers(0, 41, (ROWS, LENGTH)).astype(np.int32)

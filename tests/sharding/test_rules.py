@@ -6,7 +6,7 @@ from examples import with_mixer
 from jax.sharding import PartitionSpec
 
 from instar.errors import UserError
-from instar.families import gpt3, llama
+from instar.families import gpt3, llama, mixtral
 from instar.models.language_model import LanguageModel
 from instar.models.parameters import Initialization
 from instar.sharding import rules
@@ -95,6 +95,11 @@ def test_the_optimiser_s_state_lies_as_its_parameters_do(name):
             with_mixer(SPEC, heads=6, kv_heads=6),
             MeshConfig(1, 2, 4),
             "6 (kv_)?heads cannot be split (or repeated )?evenly over mesh.tensor = 4: change the",
+        ),
+        (
+            mixtral.mixtral(depth=2, width=16, heads=4, vocab_size=40, experts=6),
+            MeshConfig(fsdp=2, expert=4),
+            "6 experts cannot be split evenly over mesh.expert = 4: change the model's experts",
         ),
     ],
 )

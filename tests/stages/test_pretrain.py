@@ -126,6 +126,27 @@ def test_two_processes_write_what_one_goes_on_from(run_config, finished_run, tmp
     assert losses(tmp_path) == pytest.approx(losses(finished_run), rel=1e-4)
 
 
+def test_a_mixtral_trains_on_a_mesh_and_goes_on_bit_for_bit(run_config, tmp_path):
+    """Its routers' biases, which no gradient moves, are in the checkpoint too."""
+    arguments = ("pretrain", "--config", run_config, "--workdir", tmp_path, "--config.steps=8")
+    model = {"family": "mixtral", "experts": 4, "router_bias": True}
+    options = [f"--config.model.{name}={value}" for name, value in model.items()]
+    options += ["--config.router.balance_loss=0.01", "--config.mesh.expert=2"]
+    done = instar(*arguments, *options, devices=4)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    assert all(line["max_load"] >= 1 >= line["min_load"] for line in trained)
+    assert all(line["balance_loss"] > 0.9 for line in trained)
+    whole, fingerprint = losses(tmp_path), final_fingerprint(tmp_path, 8)
+    bias = instar_load(tmp_path).params["group_0"]["layer_0"]["mlp"]["choice_bias"]
+    assert (abs(bias) > 1e-3).any()
+    shutil.rmtree(tmp_path / "checkpoints/8")
+    done = instar(*arguments, *options, devices=4)
+    assert "resumed from the checkpoint of step 4" in done.stderr
+    assert (losses(tmp_path), final_fingerprint(tmp_path, 8)) == (whole, fingerprint)
+
+
 REFUSED = {
     "another config": ("--config.seed=1", "seed (was 0, is 1)"),
     "heads and width": ("--config.model.heads=3", "model.heads"),

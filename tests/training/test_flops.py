@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from instar.families import gpt3, llama
+from instar.families import gpt3, llama, mixtral
 from instar.models.language_model import LanguageModel
 from instar.models.spec import ModelSpec
 from instar.training.flops import (
@@ -56,6 +56,10 @@ VARIANTS = [
     ),
     pytest.param(TINY_GPT.replace(final_norm=None), id="no-final-norm"),
     pytest.param(windowed(TINY_GPT, 4), id="alternating-window"),
+    pytest.param(
+        mixtral.mixtral(depth=2, width=32, heads=4, mlp_width=9, vocab_size=50, router_bias=True),
+        id="experts",
+    ),
 ]
 
 
@@ -90,6 +94,17 @@ def test_llama_7b_is_exact(vocab_size: int, expected: int):
         depth=depth, width=width, heads=heads, mlp_width=mlp_width, vocab_size=vocab_size
     )
     assert parameter_count(spec).total == expected
+
+
+def test_mixtral_8x7b():
+    """46.7 billion parameters, of which a token uses 12.9 (Jiang et al. 2024, section 1)."""
+    shape = {"depth": 32, "width": 4096, "heads": 32, "kv_heads": 8, "mlp_width": 14336}
+    count = parameter_count(mixtral.mixtral(**shape, vocab_size=32_000))
+    assert count.total == 46_702_792_704
+    idle = 32 * 6 * 3 * 4096 * 14336
+    assert count.total - idle == pytest.approx(12.88e9, rel=1e-3)
+    # All of those but the table of embeddings and the norms.
+    assert count.matmul == count.total - idle - 32_000 * 4096 - 65 * 4096
 
 
 @pytest.mark.parametrize("spec", VARIANTS)

@@ -16,7 +16,7 @@ from instar.models.language_model import LanguageModel
 from instar.models.parameters import Initialization
 from instar.models.transformer import Execution, dropout
 from instar.objectives.language import next_token_sums
-from instar.sharding import rules
+from instar.sharding.execution import on_mesh
 from instar.sharding.inputs import BatchLayout
 from instar.sharding.mesh import MeshConfig, make_mesh
 from instar.training.checkpoint import CheckpointConfig, Checkpointer
@@ -75,7 +75,7 @@ class Run:
         mesh = mesh or MeshConfig(1, 1, 1)
         devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
         self.mesh = make_mesh(mesh, devices)
-        execution = rules.on_mesh(self.mesh, Execution(dtype=jnp.dtype(dtype)))
+        execution = on_mesh(self.mesh, Execution(dtype=jnp.dtype(dtype)))
         self.model = LanguageModel(SPEC, execution)
         self.config = OptimizerConfig(name, learning_rate=RATE, clip_norm=CLIP)
         self.optimizer = make_optimizer(self.config, self.model.axes)

@@ -54,11 +54,13 @@ class Family:
     Attributes:
       build: from sizes to a spec; `sizes` are the published ones, as values of
         `registry.SHAPE_FIELDS`.
+      options: the fields of `registry.ModelConfig` that it has beyond those of every family.
       hub, gguf: the formats in which its weights are found elsewhere.
     """
 
     name: str
     build: Callable[..., ModelSpec]
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
     hub: HubFormat | None = None
     gguf: GgufFormat | None = None

@@ -3,10 +3,11 @@
 A `Layout` lists the tensors of a foreign checkpoint. Each `Tensor` says by an einops pattern how
 the parameters that it holds are laid out in it, `"embed heads head_dim -> (heads head_dim) embed"`:
 from left to right to write a checkpoint, from right to left to read one. Parameters are named
-below their layer (`mixer.query.kernel`); that layers are stacked here and numbered there is no
-concern of the tables.
+below their layer (`mixer.query.kernel`); that layers and experts are stacked here and numbered
+there is no concern of the tables, but for a number in the tensor's name.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import einops
 import numpy as np
 
-from instar.models.spec import Layer, ModelSpec, Norm
+from instar.models.spec import Experts, Layer, ModelSpec, Norm
 
 Shape = tuple[int, ...]
 Sizes = dict[str, int]
@@ -26,7 +27,8 @@ class Tensor:
     """One tensor of a foreign checkpoint.
 
     Attributes:
-      name: its name, with `{layer}` for the number of its layer.
+      name: its name, with `{layer}` for the number of its layer; where it has `{expert}`, there is
+        one such tensor for each expert, and the patterns are those of one.
       parts: each parameter that it holds, by path, and the pattern from ours to theirs.
       join: where there are several parts, the dimension along which they follow one another.
       fold: the pattern from the joined parts to the tensor, where it is not the joined parts.
@@ -100,12 +102,16 @@ class Layout:
         first = 0
         for group, (repeat, period) in enumerate(spec.layers):
             for place, layer in enumerate(period):
-                sizes, tensors = sizes_of(spec, layer), self.layer(layer)
-                for index in range(repeat):
+                stem, sizes = f"group_{group}.layer_{place}.", sizes_of(spec, layer)
+                for index, tensor in itertools.product(range(repeat), self.layer(layer)):
                     number = first + index * len(period) + place
-                    for tensor in tensors:
+                    if "{expert}" not in tensor.name:
                         name = tensor.name.format(layer=number)
-                        yield Placed(name, tensor, sizes, f"group_{group}.layer_{place}.", index)
+                        yield Placed(name, tensor, sizes, stem, (index,))
+                        continue
+                    for expert in range(sizes["experts"]):
+                        name = tensor.name.format(layer=number, expert=expert)
+                        yield Placed(name, tensor, sizes, stem, (index, expert))
             first += repeat * len(period)
 
 
@@ -113,15 +119,15 @@ class Layout:
 class Placed:
     """A tensor of a checkpoint by its full name, and where in the stacked tree its parts lie.
 
-    The parameter `part` is `stem + part` in the tree, and where `index` is not None, entry `index`
-    of its first dimension.
+    The parameter `part` is `stem + part` in the tree, and of that the entry `index` of the first
+    dimensions: those of layers and, where the tensor is of one, of experts.
     """
 
     name: str
     tensor: Tensor
     sizes: Sizes
     stem: str = ""
-    index: int | None = None
+    index: tuple[int, ...] = ()
 
 
 def sizes_of(spec: ModelSpec, layer: Layer | None) -> Sizes:
@@ -133,14 +139,17 @@ def sizes_of(spec: ModelSpec, layer: Layer | None) -> Sizes:
         "two": 2,
     }
     if layer is not None:
-        mixer = layer.mixer
+        mixer, mlp = layer.mixer, layer.mlp
+        if isinstance(mlp, Experts):
+            sizes |= {"experts": mlp.count}
+            mlp = mlp.expert
         sizes |= {
             "heads": mixer.heads,
             "kv_heads": mixer.kv_heads,
             "group": mixer.heads // mixer.kv_heads,
             "head_dim": mixer.head_dim,
             "half": mixer.head_dim // 2,
-            "mlp": layer.mlp.width,
+            "mlp": mlp.width,
         }
     return sizes
 

@@ -13,6 +13,7 @@ from instar.families.family import Family
 from instar.models.spec import ModelSpec
 
 SHAPE_FIELDS = ("depth", "width", "heads", "mlp_width")
+OWN_FIELDS = ("experts", "experts_per_token", "router_bias")  # of some families
 
 
 def find_families() -> dict[str, Family]:
@@ -33,7 +34,8 @@ class ModelConfig:
     """A model by family: a published `size`, or `depth`, `width` and `heads`, or both combined.
 
     Whatever is None is the family's own. `vocab_size` is the tokenizer's and `max_positions` the
-    training sequence's where they are None.
+    training sequence's where they are None. The families of `experts` have so many MLPs in a layer,
+    `experts_per_token` of which read each token; with `router_bias` they are balanced by a bias.
     """
 
     family: str = "llama"
@@ -48,6 +50,9 @@ class ModelConfig:
     max_positions: int | None = None
     tied: bool | None = None
     qk_norm: bool | None = None
+    experts: int | None = None
+    experts_per_token: int | None = None
+    router_bias: bool | None = None
 
     def check(self) -> None:
         if self.family not in FAMILIES:
@@ -55,6 +60,13 @@ class ModelConfig:
                 f"model.family {self.family!r} is none of those that there are: "
                 f"{', '.join(FAMILIES)}"
             )
+        for name in OWN_FIELDS:
+            if getattr(self, name) is not None and name not in FAMILIES[self.family].options:
+                having = [family.name for family in FAMILIES.values() if name in family.options]
+                raise UserError(
+                    f"model.{name} is nothing that {self.family} has: leave it out, or choose "
+                    f"model.family {' or '.join(having)}"
+                )
         sizes = FAMILIES[self.family].sizes
         if self.size is not None and self.size not in sizes:
             choices = (
@@ -96,6 +108,7 @@ def build_spec(config: ModelConfig, *, vocab_size: int, max_positions: int) -> M
         "max_positions": config.max_positions or max_positions,
         "tied": config.tied,
         "qk_norm": config.qk_norm,
+        **{name: getattr(config, name) for name in OWN_FIELDS},
     }
     given = {name: value for name, value in options.items() if value is not None}
     spec = FAMILIES[config.family].build(**config.shape(), **given)

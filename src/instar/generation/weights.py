@@ -27,8 +27,9 @@ def for_decoding(model: LanguageModel, params: Params) -> tuple[LanguageModel, P
     laid_out = LanguageModel(spec, execution)
 
     def place(axes: Axes, x: jax.Array) -> jax.Array:
-        # Scales and biases of norms are used in float32.
-        x = x if axes.kind == "vector" else x.astype(execution.dtype)
+        # Scales and biases of norms, and routers, are used in float32.
+        wide = axes.kind == "vector" or "router" in axes.names
+        x = x if wide else x.astype(execution.dtype)
         if "kv_heads" in axes.names:
             x = execution.spread(x, axes.names.index("kv_heads"))
         return execution.constrain(x, axes.names)

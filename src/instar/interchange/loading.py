@@ -21,6 +21,7 @@ from instar.models.language_model import LanguageModel, Params
 from instar.models.reward_model import RewardModel
 from instar.models.transformer import Execution
 from instar.sharding import rules
+from instar.sharding.execution import on_mesh
 from instar.sharding.mesh import MeshConfig, make_mesh
 from instar.training.checkpoint_files import CHECKPOINTS, absolute, newest, read_arrays, read_item
 from instar.training.fingerprint import fingerprint
@@ -163,7 +164,7 @@ def read_params(
 def _model_of(card: ModelCard, dtype: jnp.dtype, mesh: Mesh) -> LanguageModel | RewardModel:
     if dtype not in (jnp.float32, jnp.bfloat16):
         raise UserError(f"dtype must be float32 or bfloat16, not {dtype.name}")
-    execution = rules.on_mesh(mesh, Execution(dtype=dtype))
+    execution = on_mesh(mesh, Execution(dtype=dtype))
     if card.members is None:
         model = LanguageModel(card.spec, execution)
     else:

@@ -29,11 +29,12 @@ class Piece:
 class ForeignParameter:
     """A parameter of ours that lies in a foreign checkpoint.
 
-    `pieces` are the entries of its first dimension where it is stacked, else the whole of it.
+    `pieces` are the entries of its first `stacked` dimensions, the last of them running fastest;
+    where none is, there is one, the whole of it.
     """
 
     shape: Shape
-    stacked: bool
+    stacked: int
     pieces: tuple[Piece, ...]
     stored: StoredTensors
 
@@ -41,14 +42,15 @@ class ForeignParameter:
         """The part of the parameter that `index` (a slice for each dimension) selects."""
         if not self.stacked:
             return np.ascontiguousarray(self._piece(0)[index].astype(dtype))
-        chosen, inner = range(self.shape[0])[index[0]], index[1:]
+        outer, inner = index[: self.stacked], index[self.stacked :]
+        numbers = np.arange(len(self.pieces)).reshape(self.shape[: self.stacked])[outer]
         result: np.ndarray | None = None
-        for row, number in enumerate(chosen):
+        for row, number in enumerate(numbers.flat):
             piece = self._piece(number)[inner]
             if result is None:
-                result = np.empty((len(chosen), *piece.shape), dtype)
+                result = np.empty((numbers.size, *piece.shape), dtype)
             result[row] = piece
-        return result
+        return result.reshape(*numbers.shape, *result.shape[1:])
 
     def _piece(self, number: int) -> np.ndarray:
         placed, part = self.pieces[number].placed, self.pieces[number].part
@@ -78,7 +80,7 @@ def match(
         raise ValueError(f"the layout does not place {sorted(pieces.keys() ^ shapes.keys())}")
 
     def parameter(path: str) -> ForeignParameter:
-        stacked = pieces[path][0].placed.index is not None
+        stacked = len(pieces[path][0].placed.index)
         return ForeignParameter(shapes[path].shape, stacked, tuple(pieces[path]), stored)
 
     return {path: parameter(path) for path in shapes}
@@ -145,7 +147,7 @@ def tensors_to_write(
         rows = list(group)
         parts = [read(rows[0].stem + part) for part in rows[0].tensor.parts]
         for placed in rows:
-            own = parts if placed.index is None else [part[placed.index] for part in parts]
+            own = [part[placed.index] for part in parts]
             yield placed.name, placed.tensor.write(own, placed.sizes)
 
 

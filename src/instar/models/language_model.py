@@ -62,7 +62,9 @@ class LanguageModel:
           dropout: rate on the embeddings and on both residual branches; needs `key`.
 
         Returns:
-          hidden [B, S, embed] in the compute dtype, and `aux`: {"cache": ...} where one was given.
+          hidden [B, S, embed] in the compute dtype, and `aux`: "cache" where one was given, and
+          "routing" where there are layers of experts: their `experts.Statistics`, each with the
+          leading axis of its stack, in a dict like that of the layers' parameters.
 
         Raises:
           UserError: the rows are longer than the learned positions, which would repeat the last.
@@ -82,8 +84,9 @@ class LanguageModel:
             cache = advance(cache, slots, positions, segment_ids)
         context = Context(positions, segment_ids, self.execution, cache, slots, dropout)
         key = key if dropout else None
-        hidden, cache = nnx.merge(self._graphdef, params)(tokens, context, key)
-        return hidden, {} if cache is None else {"cache": cache}
+        hidden, cache, routing = nnx.merge(self._graphdef, params)(tokens, context, key)
+        aux = {"cache": cache} if cache is not None else {}
+        return hidden, aux | ({"routing": routing} if routing else {})
 
     def head(self, params: Params) -> Head:
         """The callable hidden [..., embed] -> logits [..., vocab] in at least float32."""

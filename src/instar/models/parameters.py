@@ -19,11 +19,12 @@ class Axes:
     `contracts` names those that a matrix product sums over. Whether a parameter is a matrix, a
     table of embeddings or a vector (a bias, the scale of a norm, the one row of a scalar head) is
     decided by these names, never by the number of dimensions: stacked layers add one, and separate
-    heads another.
+    heads another. What is not `trained` is moved by other rules than a gradient's.
     """
 
     names: tuple[str, ...]
     contracts: tuple[str, ...] = ()
+    trained: bool = True
 
     @property
     def kind(self) -> Kind:
@@ -82,9 +83,11 @@ def normal(key: jax.Array, shape: tuple[int, ...], std: float | jax.Array) -> ja
     return std * jax.random.normal(key, shape, jnp.float32)
 
 
-def param(value: jax.Array, names: tuple[str, ...], contracts: tuple[str, ...] = ()) -> nnx.Param:
+def param(
+    value: jax.Array, names: tuple[str, ...], contracts: tuple[str, ...] = (), trained: bool = True
+) -> nnx.Param:
     """A parameter that carries its logical axes."""
-    return nnx.Param(value, axes=Axes(names, contracts))
+    return nnx.Param(value, axes=Axes(names, contracts, trained))
 
 
 def logical_axes(state: nnx.State) -> dict:

@@ -111,15 +111,44 @@ class Mlp:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """`count` MLPs, of which a router chooses `top_k` for each token (Shazeer et al. 2017, eq. 1).
+
+    The router is a matrix without bias whose logits become scores by `score`: a softmax over all
+    experts (Jiang et al. 2024, 2401.04088, section 2.1) or a sigmoid of each (DeepSeek-AI 2024,
+    2412.19437, eq. 15). The chosen experts are weighted by their scores, which `normalise` divides
+    by their sum. `choice_bias` adds to the scores, for the choice alone, a number for each expert
+    that no gradient moves (Wang et al. 2024, 2408.15664, eq. 3).
+    """
+
+    expert: Mlp
+    count: int
+    top_k: int
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    normalise: bool = True
+    choice_bias: bool = False
+
+    def check(self) -> None:
+        self.expert.check()
+        if self.expert.bias:
+            raise UserError("experts are matrices without biases: leave expert.bias out")
+        if not 1 <= self.top_k <= self.count:
+            raise UserError(
+                f"top_k ({self.top_k}) must be at least 1 and at most the count of experts "
+                f"({self.count})"
+            )
+
+
+@dataclass(frozen=True)
 class Layer:
     """One residual layer: a mixer over positions and an MLP over features, and how they are wired.
 
-    `pre_norm`: x += mixer(norm(x)), then x += mlp(norm(x)). Other mixers, MLPs and arrangements
-    extend these three fields.
+    `pre_norm`: x += mixer(norm(x)), then x += mlp(norm(x)), where the MLP may be one of experts.
+    Other mixers, MLPs and arrangements extend these three fields.
     """
 
     mixer: Attention
-    mlp: Mlp
+    mlp: Mlp | Experts
     norm: Norm
     arrangement: Literal["pre_norm"] = "pre_norm"
 

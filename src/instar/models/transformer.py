@@ -11,11 +11,13 @@ from flax import nnx
 from instar.models import spec as specs
 from instar.models.attention import alibi_slopes, attend
 from instar.models.cache import KVCache, LayerCache, read_layer, write_layer
+from instar.models.experts import Dispatch, Experts, Statistics, dispatch_here
 from instar.models.layers import Attention, Mlp, Norm, Projection, Turns, turns_of
 from instar.models.parameters import Initialization, normal, param
 
 Remat = Literal["none", "full", "dots", "attention"]
 HeadKind = tuple[specs.Rotary, int]  # how it turns, and its size
+Routing = dict[str, dict]  # what routers did, under the names of their layers' parameters
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
 # The residual stream is split along the sequence by the devices that share heads and MLPs, which
@@ -37,7 +39,8 @@ class Execution:
 
     `dtype` is that of activations and matrix products. `unroll` is how many iterations of a scan
     over layers are laid out at once (0: all). `constrain` pins an activation, named by its logical
-    axes, to the mesh, and `parts` says into how many the mesh splits a logical axis.
+    axes, to the mesh, and `parts` says into how many the mesh splits a logical axis. `dispatch`
+    brings tokens to their experts and back.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -45,6 +48,7 @@ class Execution:
     unroll: int = 1
     constrain: Constrain = lambda x, axes: x
     parts: Callable[[str], int] = lambda axis: 1
+    dispatch: Dispatch = dispatch_here
 
     def vocabulary(self, table: jax.Array) -> jax.Array:
         """A table [vocab, embed] for use: in the compute dtype, and whole along `embed`.
@@ -119,7 +123,8 @@ class Block(nnx.Module):
         self.mixer_norm = Norm(layer.norm, width)
         self.mixer = Attention(layer.mixer, width, **options)
         self.mlp_norm = Norm(layer.norm, width)
-        self.mlp = Mlp(layer.mlp, width, **options)
+        kind = Experts if isinstance(layer.mlp, specs.Experts) else Mlp
+        self.mlp = kind(layer.mlp, width, **options)
 
     def mix(
         self, x: jax.Array, context: Context, cache: LayerCache | None, index: jax.Array | None
@@ -153,6 +158,12 @@ class Block(nnx.Module):
         )
         return self.mixer.out(mixed), cache
 
+    def feed(self, x: jax.Array, context: Context) -> tuple[jax.Array, Statistics | None]:
+        """The MLP; with what its router did where it is one of experts."""
+        if isinstance(self.mlp, Experts):
+            return self.mlp(x, context.segment_ids > 0, context.execution.dispatch)
+        return self.mlp(x), None
+
     def __call__(
         self,
         x: jax.Array,
@@ -160,15 +171,15 @@ class Block(nnx.Module):
         cache: LayerCache | None,
         index: jax.Array | None,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, LayerCache | None]:
+    ) -> tuple[jax.Array, LayerCache | None, Statistics | None]:
         keys = (None, None) if key is None else jax.random.split(key)
 
         constrain = context.execution.constrain
         mixed, cache = self.mix(constrain(self.mixer_norm(x), WHOLE), context, cache, index)
         x = x + dropout(constrain(mixed, RESIDUAL), context.dropout, keys[0])
-        mixed = self.mlp(constrain(self.mlp_norm(x), WHOLE))
-        x = x + dropout(constrain(mixed, RESIDUAL), context.dropout, keys[1])
-        return constrain(x, RESIDUAL), cache
+        fed, statistics = self.feed(constrain(self.mlp_norm(x), WHOLE), context)
+        x = x + dropout(constrain(fed, RESIDUAL), context.dropout, keys[1])
+        return constrain(x, RESIDUAL), cache, statistics
 
 
 class Period(nnx.Module):
@@ -188,14 +199,17 @@ class Period(nnx.Module):
         caches: tuple[LayerCache, ...] | None,
         index: jax.Array | None,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, tuple[LayerCache, ...] | None]:
+    ) -> tuple[jax.Array, tuple[LayerCache, ...] | None, Routing]:
         keys = [None] * self.size if key is None else jax.random.split(key, self.size)
-        written = []
+        written, routing = [], {}
         for i in range(self.size):
             block: Block = getattr(self, f"layer_{i}")
-            x, cache = block(x, context, None if caches is None else caches[i], index, keys[i])
+            cache = None if caches is None else caches[i]
+            x, cache, statistics = block(x, context, cache, index, keys[i])
             written.append(cache)
-        return x, None if caches is None else tuple(written)
+            if statistics is not None:
+                routing[f"layer_{i}"] = statistics
+        return x, None if caches is None else tuple(written), routing
 
 
 def stack(
@@ -218,7 +232,7 @@ def scan_layers(
     caches: tuple[LayerCache, ...] | None,
     key: jax.Array | None,
     repeat: int,
-) -> tuple[jax.Array, tuple[LayerCache, ...] | None]:
+) -> tuple[jax.Array, tuple[LayerCache, ...] | None, Routing]:
     """Runs the stacked periods one after the other, as one loop in the compiled program.
 
     The loop carries the whole cache, of which each period changes its part in place: as an input
@@ -229,7 +243,8 @@ def scan_layers(
     def body(carry: tuple, per_layer: tuple) -> tuple:
         x, caches = carry
         params, index, key = per_layer
-        return nnx.merge(graphdef, params)(x, context, caches, index, key), None
+        x, caches, routing = nnx.merge(graphdef, params)(x, context, caches, index, key)
+        return (x, caches), routing
 
     remat = context.execution.remat
     if remat != "none":
@@ -237,8 +252,8 @@ def scan_layers(
     keys = None if key is None else jax.random.split(key, repeat)
     indices = None if caches is None else jnp.arange(repeat)
     unroll = min(context.execution.unroll or repeat, repeat)
-    carry, _ = jax.lax.scan(body, (x, caches), (params, indices, keys), unroll=unroll)
-    return carry
+    carry, routing = jax.lax.scan(body, (x, caches), (params, indices, keys), unroll=unroll)
+    return *carry, routing
 
 
 class Transformer(nnx.Module):
@@ -296,7 +311,7 @@ class Transformer(nnx.Module):
 
     def __call__(
         self, tokens: jax.Array, context: Context, key: jax.Array | None
-    ) -> tuple[jax.Array, KVCache | None]:
+    ) -> tuple[jax.Array, KVCache | None, Routing]:
         keys = [None] * (len(self.spec.layers) + 1)
         if key is not None:
             keys = jax.random.split(key, len(keys))
@@ -304,13 +319,17 @@ class Transformer(nnx.Module):
         x = dropout(x, context.dropout, keys[-1])
         turns = self.turns(context.positions, context.execution.dtype)
         context = dataclasses.replace(context, turns=turns)
-        cache, written = context.cache, []
+        cache, written, routing = context.cache, [], {}
         for i, (repeat, _) in enumerate(self.spec.layers):
             caches = None if cache is None else cache.layers[i]
             group = getattr(self, f"group_{i}")
-            x, caches = scan_layers(group, x, context, caches, keys[i], repeat)
+            x, caches, routed = scan_layers(group, x, context, caches, keys[i], repeat)
             written.append(caches)
+            if routed:
+                routing[f"group_{i}"] = routed
         if self.spec.final_norm is not None:
             x = self.final_norm(x)
         x = context.execution.constrain(x, WHOLE)
-        return x, None if cache is None else dataclasses.replace(cache, layers=tuple(written))
+        if cache is not None:
+            cache = dataclasses.replace(cache, layers=tuple(written))
+        return x, cache, routing

@@ -12,6 +12,7 @@ from instar.models.language_model import LanguageModel
 from instar.models.parameters import Axes
 from instar.models.reward_model import RewardModel
 from instar.sharding import rules
+from instar.sharding.execution import on_mesh
 
 Placement = Literal["sharded", "replicated"]
 
@@ -71,7 +72,7 @@ def for_generation(policy: LanguageModel, config: RolesConfig, mesh: Mesh) -> La
     """
     table = rules.GENERATION[config.generation]
     rules.check_divisible(mesh, policy.axes, policy.shapes, table)
-    return policy.with_execution(rules.on_mesh(mesh, policy.execution, table))
+    return policy.with_execution(on_mesh(mesh, policy.execution, table))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """One table from logical axes to mesh axes, and what follows from it."""
 
-import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,7 +8,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from instar.errors import UserError
 from instar.models.parameters import Axes
-from instar.models.transformer import Execution
 
 Rules = dict[str, tuple[str, ...]]
 
@@ -24,6 +21,7 @@ RULES: Rules = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "vocab": ("tensor",),
+    "experts": ("expert",),
 }
 
 # Where a model lies that generates: the devices of `fsdp`, over which its weights would have to be
@@ -135,12 +133,6 @@ def constrain(
     return lambda x, names: jax.lax.with_sharding_constraint(
         x, NamedSharding(mesh, activation_spec(mesh, names, x.shape, rules))
     )
-
-
-def on_mesh(mesh: Mesh, execution: Execution, rules: Rules = RULES) -> Execution:
-    """The same execution, laid out on the mesh."""
-    split = functools.partial(parts, mesh, rules=rules)
-    return dataclasses.replace(execution, constrain=constrain(mesh, rules), parts=split)
 
 
 def axes_told(mesh: Mesh, axes: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from instar.generation.sampling import SamplingConfig
 from instar.models.transformer import Remat
 from instar.sharding.mesh import MeshConfig
 from instar.stages.presets import with_preset
+from instar.training.balance import RouterConfig
 from instar.training.checkpoint import CheckpointConfig
 from instar.training.failure import FailureConfig
 from instar.training.metrics import LoggingConfig
@@ -148,6 +149,7 @@ class LanguageConfig(RunConfig):
 
     data: DataConfig
     z_loss: float = 0.0
+    router: RouterConfig = field(default_factory=RouterConfig)
     execution: LanguageExecutionConfig = field(default_factory=LanguageExecutionConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)

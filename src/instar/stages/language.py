@@ -26,6 +26,7 @@ from instar.sharding import rules
 from instar.sharding.inputs import BatchLayout, place_rows
 from instar.stages.config import LanguageConfig
 from instar.stages.run import Recipe, make_execution, make_layout, rows_of_steps, run
+from instar.training.balance import Balance
 from instar.training.flops import parameter_count, train_flops_per_token
 from instar.training.loop import Evaluation, Position
 from instar.training.state import TrainState
@@ -75,11 +76,13 @@ def run_stage(
         weights=config.data.weights,
         seed=config.seed,
     )
+    balance = Balance(config.router, model.spec)
     recipe = Recipe(
         name=start.name,
         card=start.card,
         model=model,
-        loss=make_loss(model, config),
+        loss=make_loss(model, config, balance),
+        settle=balance.settle,
         inputs=make_inputs(config, rows, make_layout(config.batch, mesh)),
         start={"row": 0},
         lineage=functools.partial(describe_lineage, config, dataset, start.parent),
@@ -115,11 +118,11 @@ def make_model(
     return model
 
 
-def make_loss(model: LanguageModel, config: LanguageConfig) -> LossSums:
-    """Sum over a microbatch of -log p(target) + z_loss * (log Z)^2."""
+def make_loss(model: LanguageModel, config: LanguageConfig, balance: Balance) -> LossSums:
+    """Sum over a microbatch of -log p(target) + z_loss * (log Z)^2, and what routers add."""
 
     def loss_sums(params: dict, frozen: None, batch: dict, key: jax.Array) -> tuple:
-        hidden, _ = model.apply(
+        hidden, aux = model.apply(
             params,
             batch["tokens"],
             positions=batch["positions"],
@@ -134,8 +137,9 @@ def make_loss(model: LanguageModel, config: LanguageConfig) -> LossSums:
             batch["weights"],
             config.execution.loss_chunk,
         )
-        loss = sums["nats"] + config.z_loss * sums["log_z_squared"]
-        return loss, {"loss": sums["nats"], "weight": sums["weight"]}
+        routers, reported = balance.losses(aux, sums["weight"])
+        loss = sums["nats"] + config.z_loss * sums["log_z_squared"] + routers
+        return loss, {"loss": sums["nats"], "weight": sums["weight"]} | reported
 
     return loss_sums
 

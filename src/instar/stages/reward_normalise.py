@@ -19,7 +19,7 @@ from instar.interchange.reward import TextScores
 from instar.models.language_model import LanguageModel
 from instar.models.reward_model import RewardModel
 from instar.models.transformer import Execution
-from instar.sharding import rules
+from instar.sharding.execution import on_mesh
 from instar.stages.reward_config import NormaliseConfig
 from instar.training.state import TrainState
 
@@ -116,7 +116,7 @@ def sampler(
     prompts = PromptSet.open(config.path, encoder, room - 1, "normalise.path")
 
     def texts() -> Sequence[Sequence[int]]:
-        execution = rules.on_mesh(mesh, Execution())
+        execution = on_mesh(mesh, Execution())
         language_model = LanguageModel(policy.card.spec, execution)
         params = policy.read(language_model, jnp.dtype(jnp.float32), mesh)
         model = Model(policy.card, language_model, params, mesh)

@@ -15,7 +15,7 @@ from instar.models.language_model import LanguageModel, Params
 from instar.models.parameters import Initialization
 from instar.models.reward_model import RewardModel
 from instar.models.transformer import Execution
-from instar.sharding import rules
+from instar.sharding.execution import on_mesh
 from instar.sharding.inputs import BatchLayout
 from instar.stages.config import BatchConfig, RunConfig
 from instar.training.hardware import Peak, describe_hardware, peak_of_devices
@@ -28,7 +28,7 @@ from instar.training.state import (
     state_of,
     state_template,
 )
-from instar.training.step import LossSums, compile_step, make_step
+from instar.training.step import LossSums, Settle, compile_step, make_step
 from instar.workdir import claim, record_start
 
 
@@ -45,6 +45,7 @@ class Recipe:
       parameters: how many there are; `flops_per_token`, those of training on one token.
       initialization: how fresh parameters are drawn, where `params` gives none.
       params: reads those that the run begins with, in the layout of its own.
+      settle: what a step does besides following the gradient, see `instar.training.step.Settle`.
       conclude: called with the last state before the report is written.
     """
 
@@ -61,6 +62,7 @@ class Recipe:
     flops_per_token: float
     initialization: Initialization = field(default_factory=Initialization)
     params: Callable[[], Params] | None = None
+    settle: Settle = lambda params, counts: (params, {})
     finish: Callable[[TrainState], TrainState] = lambda state: state
     conclude: Callable[[TrainState], None] = lambda state: None
 
@@ -91,6 +93,7 @@ def run(config: RunConfig, folder: epath.Path, mesh: Mesh, recipe: Recipe) -> Tr
         make_schedule(config.schedule, config.steps),
         learning_rate=config.optimizer.learning_rate,
         clip_norm=config.optimizer.clip_norm,
+        settle=recipe.settle,
     )
 
     # Only now is anything written.
@@ -162,7 +165,7 @@ def make_execution(config: RunConfig, mesh: Mesh) -> Execution:
         remat=config.execution.remat,
         unroll=config.execution.unroll,
     )
-    return rules.on_mesh(mesh, execution)
+    return on_mesh(mesh, execution)
 
 
 def rows_of_steps(config: BatchConfig) -> Iterator[int]:

@@ -8,7 +8,8 @@ happens to execute, with causal attention counted half:
     train FLOP for each token   = 3 * forward
 
 P counts the parameters that a token is multiplied with: every matrix of every layer and the head,
-tied or not, but no embedding table (a look-up costs nothing) and no bias or norm. `keys` is the
+tied or not, but no embedding table (a look-up costs nothing), no bias or norm, and of the experts
+of a layer those that a token is given to. `keys` is the
 mean number of keys that a query sees, S/2 for a sequence of length S. The backward pass costs
 twice the forward pass. Recomputation of activations, padding of the vocabulary, softmax, norms and
 activation functions are not counted, and neither are the shorter segments of packed documents
@@ -20,7 +21,7 @@ by 6 L H Q T, which flatters long sequences.
 
 from dataclasses import dataclass
 
-from instar.models.spec import Attention, Layer, Mlp, ModelSpec, Norm
+from instar.models.spec import Attention, Experts, Layer, Mlp, ModelSpec, Norm
 
 # One multiplication and one addition.
 _FLOP_PER_MULTIPLY_ADD = 2
@@ -36,9 +37,10 @@ class ParameterCount:
       total: all of them; a tied table counts once.
       embedding: the tables of tokens and of learned positions.
       head: the language-model head, 0 where it is tied to the table of tokens; or a scalar head.
-      matrices: the matrices of the layers.
+      matrices: the matrices of the layers, those of all experts.
       vectors: biases and the scales of norms.
-      matmul: what each token is multiplied with: `matrices` and the head, tied or not.
+      matmul: what each token is multiplied with: `matrices`, but only the experts that are chosen
+        for it, and the head, tied or not.
     """
 
     total: int
@@ -55,17 +57,18 @@ def parameter_count(spec: ModelSpec) -> ParameterCount:
     embedding = vocabulary + spec.learned_positions * spec.max_positions * spec.width
     scalar = spec.output == "scalar"
     head = spec.width + 1 if scalar else 0 if spec.tied else vocabulary
-    matrices, vectors = 0, _norm_vectors(spec.final_norm, spec.width)
-    for repeat, period in spec.layers:
-        matrices += repeat * sum(_layer_matrices(layer, spec.width) for layer in period)
-        vectors += repeat * sum(_layer_vectors(layer, spec.width) for layer in period)
+    layers = spec.each_layer()
+    matrices = sum(_layer_matrices(layer, spec.width) for layer in layers)
+    idle = sum(_idle_matrices(layer, spec.width) for layer in layers)
+    vectors = _norm_vectors(spec.final_norm, spec.width)
+    vectors += sum(_layer_vectors(layer, spec.width) for layer in layers)
     return ParameterCount(
         total=embedding + head + matrices + vectors,
         embedding=embedding,
         head=head,
         matrices=matrices,
         vectors=vectors,
-        matmul=matrices + (spec.width if scalar else vocabulary),
+        matmul=matrices - idle + (spec.width if scalar else vocabulary),
     )
 
 
@@ -113,7 +116,22 @@ def _layer_matrices(layer: Layer, width: int) -> int:
     mixer, mlp = layer.mixer, layer.mlp
     # Queries and the output have all heads; keys and values may have fewer.
     attention = 2 * width * mixer.head_dim * (mixer.heads + mixer.kv_heads)
-    return attention + (3 if mlp.gated else 2) * width * mlp.width
+    if isinstance(mlp, Experts):
+        router = width * mlp.count
+        return attention + router + mlp.count * _mlp_matrices(mlp.expert, width)
+    return attention + _mlp_matrices(mlp, width)
+
+
+def _idle_matrices(layer: Layer, width: int) -> int:
+    """The parameters of the experts that are not chosen for a token."""
+    mlp = layer.mlp
+    if not isinstance(mlp, Experts):
+        return 0
+    return (mlp.count - mlp.top_k) * _mlp_matrices(mlp.expert, width)
+
+
+def _mlp_matrices(mlp: Mlp, width: int) -> int:
+    return (3 if mlp.gated else 2) * width * mlp.width
 
 
 def _layer_vectors(layer: Layer, width: int) -> int:
@@ -127,7 +145,9 @@ def _attention_vectors(mixer: Attention, width: int) -> int:
     return biases + mixer.out_bias * width + norms
 
 
-def _mlp_vectors(mlp: Mlp, width: int) -> int:
+def _mlp_vectors(mlp: Mlp | Experts, width: int) -> int:
+    if isinstance(mlp, Experts):
+        return mlp.count if mlp.choice_bias else 0
     return mlp.bias * ((2 if mlp.gated else 1) * mlp.width + width)
 
 

@@ -118,6 +118,7 @@ def make_optimizer(config: OptimizerConfig, axes: dict) -> optax.GradientTransfo
     transforms = {
         "decayed": _adamw(config, config.weight_decay),
         "plain": _adamw(config, 0.0),
+        "fixed": optax.set_to_zero(),
         "muon": muon(
             config.muon_learning_rate,
             beta=config.momentum,
@@ -127,6 +128,8 @@ def make_optimizer(config: OptimizerConfig, axes: dict) -> optax.GradientTransfo
     }
 
     def label(axes: Axes) -> str:
+        if not axes.trained:
+            return "fixed"
         if config.name == "muon" and axes.kind == "matrix":
             return "muon"
         return "decayed" if axes.kind in config.decay else "plain"

@@ -11,9 +11,13 @@ from instar.training.optimizer import Schedule, clip_by_norm
 from instar.training.state import TrainState, step_key
 
 # (params, frozen, microbatch, key) -> (sum of the loss over targets, sums to report). The sums
-# hold `weight`, by which the loss and its gradient are divided once the whole batch is summed, and
-# `tokens` where the weight does not count those that were trained on.
+# hold `weight`, by which the loss and its gradient are divided once the whole batch is summed,
+# `tokens` where the weight does not count those that were trained on, and `counts`, a tree, where
+# `settle` is told something of the batch that is no mean.
 LossSums = Callable[[dict, object, dict, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+# (new parameters, counts of the whole batch) -> (parameters, scalars to report): what a step does
+# besides following a gradient.
+Settle = Callable[[dict, dict], tuple[dict, dict[str, jax.Array]]]
 Step = Callable[[TrainState, object, dict], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -56,6 +60,7 @@ def make_step(
     *,
     learning_rate: float,
     clip_norm: float | None,
+    settle: Settle = lambda params, counts: (params, {}),
 ) -> Step:
     """The pure step; `compile_step` makes it one program.
 
@@ -77,6 +82,7 @@ def make_step(
         )
         updates = jax.tree.map(lambda u: (u * share).astype(u.dtype), updates)
         params = optax.apply_updates(state.params, updates)
+        params, settled = settle(params, sums.pop("counts", {}))
         tokens = sums.pop("tokens", sums["weight"])
         means = {name: value / weight for name, value in sums.items() if name != "weight"}
         finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"])
@@ -85,6 +91,7 @@ def make_step(
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
         metrics = means | {
+            **settled,
             "tokens": tokens,
             "grad_norm": norm,
             "learning_rate": learning_rate * share,
