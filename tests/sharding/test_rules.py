@@ -26,7 +26,10 @@ MESH = MeshConfig(data=2, fsdp=2, tensor=2)
         (("layers", "embed", "heads", "head_dim"), (None, ("fsdp",), ("tensor",), None)),
         (("layers", "mlp", "embed"), (None, ("tensor",), ("fsdp",))),
         (("layers", "norm"), (None, None)),
-        (("batch", "sequence", None), (("slice", "data", "fsdp", "expert"), None, None)),
+        (
+            ("batch", "sequence", None),
+            (("slice", "data", "fsdp", "expert"), ("context",), None),
+        ),
     ],
 )
 def test_partition_of_names(names, expected):

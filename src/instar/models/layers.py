@@ -61,7 +61,8 @@ class Projection(nnx.Module):
         kernel, n = self.kernel[...].astype(x.dtype), self.contracted
         rows, outputs = x.shape[: x.ndim - n], kernel.shape[n:]
         size = math.prod(kernel.shape[:n])
-        y = matmul(x.reshape(-1, size), kernel.reshape(size, -1)).reshape(rows + outputs)
+        # Rows stay apart: a mesh that splits batch and sequence cannot split the two merged.
+        y = matmul(x.reshape(*rows, size), kernel.reshape(size, -1)).reshape(rows + outputs)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from instar.models import spec as specs
-from instar.models.attention import alibi_slopes, attend
+from instar.models.attention import Attend, alibi_slopes, attend
 from instar.models.cache import KVCache, LayerCache, read_layer, write_layer
 from instar.models.layers import Attention, Mlp, Norm, Projection, Turns, turns_of
 from instar.models.parameters import Initialization, normal, param
@@ -32,13 +32,14 @@ class Execution:
 
     `dtype` is that of activations and matrix products. `unroll` is how many iterations of a scan
     over layers are laid out at once (0: all). `constrain` pins an activation, named by its logical
-    axes, to the mesh.
+    axes, to the mesh. `attend` computes attention where there is no cache.
     """
 
     dtype: jnp.dtype = jnp.float32
     remat: Remat = "none"
     unroll: int = 1
     constrain: Constrain = lambda x, axes: x
+    attend: Attend = attend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +97,12 @@ class Block(nnx.Module):
         q, k, v = self.mixer.project(x, turns)
         q = constrain(q, ("batch", "sequence", "heads", None))
         kv_positions, kv_segment_ids = context.positions, context.segment_ids
+        compute = context.execution.attend if cache is None else attend
         if cache is not None:
             cache = write_layer(cache, index, context.slots, k, v)
             k, v = read_layer(cache, index)
             kv_positions, kv_segment_ids = context.cache.positions, context.cache.segment_ids
-        mixed = attend(
+        mixed = compute(
             q,
             k.astype(q.dtype),
             v.astype(q.dtype),

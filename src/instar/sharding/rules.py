@@ -9,9 +9,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from instar.errors import UserError
 from instar.models.parameters import Axes
 
-# Names that are not in the table (layers, head_dim, norm, positions, sequence) are not split.
+# Names that are not in the table (layers, head_dim, norm, positions) are not split.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("slice", "data", "fsdp", "expert"),
+    "sequence": ("context",),
     "embed": ("fsdp",),
     "mlp": ("tensor",),
     "heads": ("tensor",),
@@ -31,8 +32,14 @@ def param_shardings(mesh: Mesh, axes: dict) -> dict:
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """The sharding of arrays [..., batch, sequence] with `leading` dimensions before the batch."""
+    """The sharding of arrays [..., batch, ...] with `leading` dimensions before the batch."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, RULES["batch"]))
+
+
+def row_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """The sharding of arrays [..., batch, sequence] with `leading` dimensions before the batch."""
+    names = (RULES["batch"], RULES["sequence"])
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, *names))
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -9,6 +9,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from instar.config import to_dict
+from instar.errors import UserError
 from instar.evaluation.report import write_report
 from instar.interchange.card import ModelCard
 from instar.models.language_model import LanguageModel, Params
@@ -16,6 +17,7 @@ from instar.models.parameters import Initialization
 from instar.models.reward_model import RewardModel
 from instar.models.transformer import Execution
 from instar.sharding import rules
+from instar.sharding.attention import choose_attention
 from instar.sharding.inputs import BatchLayout
 from instar.stages.config import BatchConfig, RunConfig
 from instar.training.hardware import Peak, describe_hardware, peak_of_devices
@@ -162,7 +164,21 @@ def make_execution(config: RunConfig, mesh: Mesh) -> Execution:
         remat=config.execution.remat,
         unroll=config.execution.unroll,
         constrain=rules.constrain(mesh),
+        attend=choose_attention(mesh, config.execution.attention),
     )
+
+
+def check_attention(model: LanguageModel, rows: int, length: int) -> None:
+    """Raises UserError where attention cannot be computed as asked, for `rows` of `length`."""
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    jax.eval_shape(model.apply, model.shapes, tokens)
+
+
+def refuse_context(mesh: Mesh, stage: str) -> None:
+    """Raises UserError where rows are split, by a stage that needs them whole."""
+    size = mesh.shape["context"]
+    if size > 1:
+        raise UserError(f"{stage} does not split rows: mesh.context must be 1, not {size}")
 
 
 def rows_of_steps(config: BatchConfig) -> Iterator[int]:
