@@ -125,7 +125,7 @@ def make_model(
         )
     model = LanguageModel(spec, make_execution(config, mesh))
     rules.check_divisible(mesh, model.axes, model.shapes)
-    check_attention(model, make_layout(config.batch, mesh).microbatch, length)
+    check_attention(model, mesh, length)
     return model
 
 

@@ -168,17 +168,19 @@ def make_execution(config: RunConfig, mesh: Mesh) -> Execution:
     )
 
 
-def check_attention(model: LanguageModel, rows: int, length: int) -> None:
-    """Raises UserError where attention cannot be computed as asked, for `rows` of `length`."""
-    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+def check_attention(model: LanguageModel, mesh: Mesh, length: int) -> None:
+    """Raises UserError where attention over rows of `length` tokens cannot be as asked for."""
+    tokens = jax.ShapeDtypeStruct((rules.batch_shards(mesh), length), jnp.int32)
     jax.eval_shape(model.apply, model.shapes, tokens)
 
 
 def refuse_context(mesh: Mesh, stage: str) -> None:
-    """Raises UserError where rows are split, by a stage that needs them whole."""
+    """Raises UserError on a mesh that splits rows, for a stage that needs them whole."""
     size = mesh.shape["context"]
     if size > 1:
-        raise UserError(f"{stage} does not split rows: mesh.context must be 1, not {size}")
+        raise UserError(
+            f"mesh.context must be 1 for {stage}, which does not split rows, not {size}"
+        )
 
 
 def rows_of_steps(config: BatchConfig) -> Iterator[int]:
