@@ -51,9 +51,7 @@ def assert_close(found: tuple, expected: tuple, tolerance: float) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"window": 70, "scale": 0.4}, {"window": 130, "softcap": 1.5}], ids=str
-)
+@pytest.mark.parametrize("options", [{"softcap": 1.5}, {"window": 70, "scale": 0.4}], ids=str)
 def test_splash_computes_what_the_reference_does(options, monkeypatch):
     monkeypatch.setattr(fused_attention, "BLOCK", 128)  # so that a row has several
     floats, places = draw(jnp.float32)

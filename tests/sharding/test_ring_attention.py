@@ -1,7 +1,5 @@
 """Attention round a ring of devices, against the reference on one."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,30 +92,31 @@ def test_what_does_not_divide_is_refused(length, mesh, message):
 # --- What is computed, and by whom --------------------------------------------------------------
 
 
-def tiles(places: Places, parts: int) -> list[Places]:
-    """The tiles of each device, one after the other: two for each."""
+def tiles(places: Places, parts: int) -> Places:
+    """The tiles of all devices, one after the other, two for each: int [tiles, B, n]."""
     pieces = [Places(*(x[:, i] for x in places)) for i in np.split(np.arange(LENGTH), parts)]
-    return [Places(*each) for piece in pieces for each in zip(*cut_places(piece), strict=True)]
+    return Places(*map(jnp.concatenate, zip(*map(cut_places, pieces), strict=True)))
 
 
-def seen(places: list[Places], **options: object) -> np.ndarray:
+def of_pairs(function, places: Places) -> np.ndarray:
+    """`function` of each tile of queries and each tile of keys: [tiles, tiles]."""
+    return np.asarray(jax.vmap(jax.vmap(function, (None, 0)), (0, None))(places, places))
+
+
+def seen(places: Places, window=None, prefix_length=None) -> np.ndarray:
     """Which tiles of queries are computed with which of keys."""
-    form = Form(options.get("window"), 1.0, None)
-    beside = Beside(options.get("prefix_length"), None)
-    pairs = itertools.product(places, places)
-    found = [bool(sees(form, at, kv_at, beside)) for at, kv_at in pairs]
-    return np.reshape(found, (len(places), len(places)))
+    form, beside = Form(window, 1.0, None), Beside(prefix_length, None)
+    return of_pairs(lambda at, kv_at: sees(form, at, kv_at, beside), places)
 
 
-def by_pairs(places: list[Places], **options: object) -> np.ndarray:
+def by_pairs(places: Places, window=None, prefix_length=None) -> np.ndarray:
     """Which have a query that sees a key, by looking at all of them."""
 
-    def any_pair(at: Places, kv_at: Places) -> bool:
+    def any_pair(at: Places, kv_at: Places) -> jax.Array:
         pair = (at.positions, kv_at.positions, at.segment_ids, kv_at.segment_ids)
-        return bool(visible(*pair, options.get("window"), options.get("prefix_length")).any())
+        return visible(*pair, window, prefix_length).any()
 
-    found = [any_pair(*pair) for pair in itertools.product(places, places)]
-    return np.reshape(found, (len(places), len(places)))
+    return of_pairs(any_pair, places)
 
 
 def in_zigzag(documents: list[list[int]], parts: int) -> Places:
