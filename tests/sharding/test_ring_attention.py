@@ -12,6 +12,7 @@ from instar.models.tiled_attention import Beside, Form, Places, cut_places, sees
 from instar.sharding.inputs import zigzag
 from instar.sharding.mesh import MeshConfig, make_mesh
 from instar.sharding.ring_attention import ring_attention
+from instar.sharding.rules import row_sharding
 
 BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 2, 24, 6, 2, 5
 MESH = MeshConfig(fsdp=1, context=4, tensor=2)
@@ -87,6 +88,22 @@ def test_what_does_not_divide_is_refused(length, mesh, message):
     floats, places = draw(4, length)
     with pytest.raises(UserError, match=message):
         ring_attention(make_mesh(mesh))(**floats, **places)
+
+
+def test_no_device_holds_the_logits_of_its_part_of_a_row():
+    """They would be of 2,048 queries and 2,048 keys at a time; only those of a tile exist."""
+    mesh, part = make_mesh(MeshConfig(fsdp=1, context=8)), 2048
+    tokens = jax.ShapeDtypeStruct((1, 8 * part), jnp.int32, sharding=row_sharding(mesh))
+    heads = jax.ShapeDtypeStruct((1, 8 * part, 1, 8), jnp.float32, sharding=row_sharding(mesh))
+
+    def loss(floats: tuple, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        places = {"positions": positions, "kv_positions": positions}
+        places |= {"segment_ids": segment_ids, "kv_segment_ids": segment_ids}
+        return ring_attention(mesh)(*floats, **places).sum()
+
+    with quick_compilation():
+        compiled = jax.jit(jax.grad(loss)).lower((heads,) * 3, tokens, tokens).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * part**2
 
 
 # --- What is computed, and by whom --------------------------------------------------------------

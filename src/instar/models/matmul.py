@@ -38,9 +38,27 @@ def _forward(x: jax.Array, y: jax.Array, dtype: jnp.dtype | None) -> tuple:
 def _backward(dtype: jnp.dtype | None, inputs: tuple, g: jax.Array) -> tuple:
     x, y = inputs
     g, leading = g.astype(x.dtype), y.ndim - 2
-    rows = list(range(leading, x.ndim - 1))
     to_x = _contract(g, y, ([g.ndim - 1], [y.ndim - 1]), leading, x.dtype)
-    return to_x, _contract(x, g, (rows, rows), leading, y.dtype)
+    if x.ndim == y.ndim:
+        return to_x, _apart(x, g, leading, y.dtype)
+    # XLA's CPU backend would write x transposed to sum over several dimensions. Elsewhere they stay
+    # apart, since two that a mesh splits cannot be split as one.
+    to_y = jax.lax.platform_dependent(
+        x,
+        g,
+        cpu=lambda x, g: _merged(x, g, y.dtype),
+        default=lambda x, g: _apart(x, g, leading, y.dtype),
+    )
+    return to_x, to_y
+
+
+def _apart(x: jax.Array, g: jax.Array, leading: int, dtype: jnp.dtype) -> jax.Array:
+    rows = list(range(leading, x.ndim - 1))
+    return _contract(x, g, (rows, rows), leading, dtype)
+
+
+def _merged(x: jax.Array, g: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return _apart(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]), 0, dtype)
 
 
 matmul.defvjp(_forward, _backward)
