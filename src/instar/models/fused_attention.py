@@ -85,18 +85,14 @@ def cudnn_attend(
 ) -> jax.Array:
     """Attention by cuDNN, by the interface to it that JAX makes public.
 
-    Keys after the queries, and those before their window, are not read. Segments are a mask
-    [B, 1, S, S], which is read: that interface knows one text a row.
+    Keys after the queries are not read. That interface knows neither several texts a row, nor a
+    window beside a mask, so that segments and the window are a mask [B, 1, S, S], which is read.
     """
+    mask = segment_ids[:, :, None] == kv_segment_ids[:, None, :]
+    if window is not None:
+        mask &= positions[:, :, None] - kv_positions[:, None, :] < window
     out = jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        mask=(segment_ids[:, :, None] == kv_segment_ids[:, None, :])[:, None],
-        scale=scale,
-        is_causal=True,
-        local_window_size=None if window is None else (window - 1, 0),
-        implementation="cudnn",
+        q, k, v, mask=mask[:, None], scale=scale, is_causal=True, implementation="cudnn"
     )
     return _or_nan(out, positions, segment_ids)
 

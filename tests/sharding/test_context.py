@@ -1,4 +1,4 @@
-"""What devices send each other, read from the compiled step."""
+"""What devices that share rows send each other, read from the compiled step."""
 
 import re
 
