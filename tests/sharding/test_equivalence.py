@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import packed_batch, quick_compilation, random_params
+from examples import packed_batch, quick_compilation, random_params, with_mixer
 
 from instar.families import gpt3, llama, mixtral
 from instar.models.language_model import LanguageModel
 from instar.models.transformer import Execution
 from instar.objectives.language import next_token_sums
 from instar.sharding import rules
+from instar.sharding.attention import choose_attention
 from instar.sharding.execution import on_mesh
 from instar.sharding.inputs import BatchLayout
 from instar.sharding.mesh import MeshConfig, make_mesh
@@ -53,7 +54,9 @@ SPECS = {
         router_bias=True,
     ),
 }
-OPTIMIZERS = {"gpt3": "adamw", "llama": "muon", "mixtral": "muon"}
+# A device along `context` has tokens of both ends of a row, and a window goes past its pieces.
+SPECS["windowed"] = with_mixer(SPECS["llama"], window=5)
+OPTIMIZERS = {"gpt3": "adamw", "llama": "muon", "windowed": "muon", "mixtral": "muon"}
 ONE = MeshConfig(1, 1, 1)
 MESHES = {
     "slice": MeshConfig(slice=8),
@@ -61,27 +64,32 @@ MESHES = {
     "fsdp": MeshConfig(fsdp=8),
     "expert": MeshConfig(fsdp=1, expert=8),
     "tensor": MeshConfig(tensor=8),
+    "context": MeshConfig(fsdp=1, context=8),
     "slice-fsdp": MeshConfig(slice=2, fsdp=4),
     "slice-data-tensor": MeshConfig(slice=2, data=2, tensor=2),
     "data-tensor": MeshConfig(data=2, tensor=4),
     "fsdp-tensor": MeshConfig(fsdp=2, tensor=4),
     "data-fsdp-tensor": MeshConfig(data=2, fsdp=2, tensor=2),
+    "fsdp-context": MeshConfig(fsdp=2, context=4),
+    "data-context": MeshConfig(data=2, fsdp=1, context=4),
+    "fsdp-context-tensor": MeshConfig(fsdp=2, context=2, tensor=2),
     "fsdp-expert": MeshConfig(fsdp=2, expert=4),
     "data-expert": MeshConfig(data=2, fsdp=1, expert=4),
     "fsdp-expert-tensor": MeshConfig(fsdp=2, expert=2, tensor=2),
+    "expert-context-tensor": MeshConfig(fsdp=1, expert=2, context=2, tensor=2),
 }
 # Axes that split the batch and nothing else are the same program: one family each.
 ALIKE = {"slice": "gpt3", "data": "llama"}
-# Where experts lie apart; other models lay out their batch on the first three as elsewhere.
-OF_EXPERTS = ("expert", "fsdp-expert", "data-expert", "data-fsdp-tensor", "fsdp-expert-tensor")
 
 
 def families_on(mesh: str) -> list[str]:
     """The families about which a mesh tells what no other mesh does."""
     if mesh in ALIKE:
         return [ALIKE[mesh]]
-    dense = [] if mesh in OF_EXPERTS[:3] else ["gpt3", "llama"]
-    return dense + (["mixtral"] if mesh in OF_EXPERTS else [])
+    axes = mesh.split("-")
+    # Where experts lie apart, other models lay out their batch as elsewhere.
+    found = ["mixtral"] if "expert" in axes else ["gpt3", "llama"]
+    return found + ["windowed"] * ("context" in axes and "fsdp" in axes)
 
 
 CASES = [(mesh, family) for mesh in MESHES for family in families_on(mesh)]
@@ -108,7 +116,8 @@ class Setup:
     def __init__(self, family: str, config: MeshConfig, dtype: type):
         self.dtype = dtype
         self.mesh = make_mesh(config, jax.devices()[:1] if config == ONE else None)
-        execution = on_mesh(self.mesh, Execution(dtype=jnp.dtype(dtype)))
+        attention = choose_attention(self.mesh)
+        execution = on_mesh(self.mesh, Execution(jnp.dtype(dtype), attend=attention))
         self.balance = Balance(ROUTER, SPECS[family])
         self.model = LanguageModel(SPECS[family], execution)
         rules.check_divisible(self.mesh, self.model.axes, self.model.shapes)

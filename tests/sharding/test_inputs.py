@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from instar.errors import UserError
-from instar.sharding.inputs import BatchLayout, place_rows
+from instar.sharding.inputs import BatchLayout, check_row_length, place_rows, zigzag
 from instar.sharding.mesh import MeshConfig, make_mesh
 
 MESHES = [MeshConfig(), MeshConfig(2, 1, 4), MeshConfig(2, 2, 2), MeshConfig(1, 1, 8)]
@@ -65,6 +65,37 @@ def test_a_microbatch_must_divide_over_the_mesh():
     with pytest.raises(UserError, match=r"12 rows cannot be split .* mesh.fsdp = 8"):
         layout(MeshConfig(), microbatch=12)
     layout(MeshConfig(2, 1, 4), microbatch=12)
+
+
+def test_zigzag_gives_each_device_a_piece_of_either_end():
+    order = [0, 1, 10, 11, 2, 3, 8, 9, 4, 5, 6, 7]
+    np.testing.assert_array_equal(zigzag(12, 3), order)
+    np.testing.assert_array_equal(zigzag(4, 1), range(4))
+
+
+def test_rows_that_are_split_lie_in_zigzag():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, context=2))
+    batch = {"tokens": np.arange(16 * 8, dtype=np.int32).reshape(16, 8)}
+    placed = BatchLayout(mesh, 3, 8).place(batch, 16)["tokens"]
+    expected = batch["tokens"].reshape(2, 8, 8)[:, :, zigzag(8, 2)]
+    np.testing.assert_array_equal(placed[:2], expected)
+    assert not np.any(placed[2])
+    assert {s.data.shape for s in placed.addressable_shards} == {(3, 2, 4)}
+
+    whole = place_rows(mesh, batch | {"lengths": np.arange(16)})
+    np.testing.assert_array_equal(whole["tokens"], batch["tokens"])
+    assert {s.data.shape for s in whole["tokens"].addressable_shards} == {(4, 4)}
+    assert {s.data.shape for s in whole["lengths"].addressable_shards} == {(4,)}
+
+
+def test_rows_must_divide_into_twice_as_many_pieces_as_devices():
+    mesh = make_mesh(MeshConfig(fsdp=2, context=4))
+    check_row_length(mesh, 24, "length")
+    with pytest.raises(
+        UserError, match=r"length \(20\) must be a multiple of 2 \* mesh.context = 8"
+    ):
+        check_row_length(mesh, 20, "length")
+    check_row_length(make_mesh(MeshConfig()), 7, "length")
 
 
 def test_place_rows():

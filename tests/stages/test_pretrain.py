@@ -105,8 +105,8 @@ def test_a_damaged_checkpoint_costs_no_more_than_itself(run_config, finished_run
 
 def test_another_mesh_goes_on_from_the_same_checkpoint(run_config, finished_run, tmp_path):
     copy_run(finished_run, tmp_path, without=(8, 12))
-    mesh = ("--config.mesh.fsdp=2", "--config.mesh.tensor=2")
-    done = instar("pretrain", "--config", run_config, "--workdir", tmp_path, *mesh, devices=4)
+    mesh = [f"--config.mesh.{axis}=2" for axis in ("fsdp", "tensor", "context")]
+    done = instar("pretrain", "--config", run_config, "--workdir", tmp_path, *mesh, devices=8)
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path) == pytest.approx(losses(finished_run), rel=1e-4)
 
@@ -153,6 +153,7 @@ REFUSED = {
     "sequence and positions": ("--config.model.max_positions=8", "model.max_positions"),
     "batch and microbatch": ("--config.batch.microbatch=3", "batch.microbatch"),
     "mesh and devices": ("--config.mesh.tensor=3", "mesh"),
+    "attention and devices": ("--config.execution.attention=splash", "is for devices of TPU"),
     "prompts and positions": (
         "--config.evaluation.prompts.0=the film was a quiet story about people who never said why",
         "evaluation.prompts",

@@ -167,6 +167,7 @@ def test_a_run_begins_with_its_parents_parameters(trained, config, finished_run)
         ({"chat_template": None}, "has no chat template of its own: set chat_template"),
         ({"chat_template": "plane"}, "there is none named 'plane'"),
         ({"parent": "TRAINED", "chat_template": None, "members": 3}, "leave members out"),
+        ({"mesh": MeshConfig(context=2)}, "mesh.context must be 1 for reward"),
         ({"batch": BatchConfig(3)}, "make batch.microbatch a multiple"),
         ({"data.max_length": 17}, "exceeds the 16 positions"),
         ({"data.path": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),

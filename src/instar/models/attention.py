@@ -1,11 +1,15 @@
 """The attention contract, and its reference implementation."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from instar.models.matmul import matmul
+
+Attend = Callable[..., jax.Array]
 
 # Finite, so that a query which sees nothing (padding) gives a finite, unused result.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)

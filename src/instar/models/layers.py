@@ -67,7 +67,8 @@ class Projection(nnx.Module):
             kernel, bias = spread(kernel, n), None if bias is None else spread(bias, 0)
         rows, outputs = x.shape[: x.ndim - n], kernel.shape[n:]
         size = math.prod(kernel.shape[:n])
-        y = matmul(x.reshape(-1, size), kernel.reshape(size, -1)).reshape(rows + outputs)
+        # Rows stay apart: a mesh that splits batch and sequence cannot split the two merged.
+        y = matmul(x.reshape(*rows, size), kernel.reshape(size, -1)).reshape(rows + outputs)
         return y if bias is None else y + bias
 
 

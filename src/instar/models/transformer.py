@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from instar.models import spec as specs
-from instar.models.attention import alibi_slopes, attend
+from instar.models.attention import Attend, alibi_slopes, attend
 from instar.models.cache import KVCache, LayerCache, read_layer, write_layer
 from instar.models.experts import Dispatch, Experts, Statistics, dispatch_here
 from instar.models.layers import Attention, Mlp, Norm, Projection, Turns, turns_of
@@ -39,8 +39,9 @@ class Execution:
 
     `dtype` is that of activations and matrix products. `unroll` is how many iterations of a scan
     over layers are laid out at once (0: all). `constrain` pins an activation, named by its logical
-    axes, to the mesh, and `parts` says into how many the mesh splits a logical axis. `dispatch`
-    brings tokens to their experts and back.
+    axes, to the mesh, and `parts` says into how many the mesh splits a logical axis. `attend`
+    computes attention where there is no cache, and `dispatch` brings tokens to their experts and
+    back.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -48,6 +49,7 @@ class Execution:
     unroll: int = 1
     constrain: Constrain = lambda x, axes: x
     parts: Callable[[str], int] = lambda axis: 1
+    attend: Attend = attend
     dispatch: Dispatch = dispatch_here
 
     def vocabulary(self, table: jax.Array) -> jax.Array:
@@ -139,11 +141,12 @@ class Block(nnx.Module):
         q = constrain(q, ("batch", "sequence", "heads", None))
         k, v = (constrain(each, ("batch", "sequence", "kv_heads", None)) for each in (k, v))
         kv_positions, kv_segment_ids = context.positions, context.segment_ids
+        compute = context.execution.attend if cache is None else attend
         if cache is not None:
             cache = write_layer(cache, index, context.slots, k, v)
             k, v = read_layer(cache, index)
             kv_positions, kv_segment_ids = context.cache.positions, context.cache.segment_ids
-        mixed = attend(
+        mixed = compute(
             q,
             k.astype(q.dtype),
             v.astype(q.dtype),

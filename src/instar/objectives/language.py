@@ -46,6 +46,8 @@ def next_token_sums(
 
     The head runs on `chunk` positions of each row at a time (0: on all at once), and its logits
     are computed again in the backward pass, so that logits of [B, chunk, V] are all that exists.
+    The positions of a chunk are spread over the row, so that each device takes its share of every
+    chunk where rows are split.
 
     Args:
       hidden: [B, S, embed]. head: [..., embed] -> logits [..., V].
@@ -65,7 +67,7 @@ def next_token_sums(
         raise ValueError(f"chunk {chunk} does not divide the {length} positions of a row")
 
     def split(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(batch, length // chunk, chunk, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(batch, chunk, length // chunk, *x.shape[2:]), 2, 0)
 
     @jax.checkpoint
     def one(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> dict[str, jax.Array]:

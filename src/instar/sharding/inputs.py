@@ -8,7 +8,35 @@ import numpy as np
 from jax.sharding import Mesh
 
 from instar.errors import UserError
-from instar.sharding.rules import RULES, axes_told, batch_sharding, batch_shards, replicated
+from instar.sharding.rules import (
+    RULES,
+    axes_told,
+    batch_sharding,
+    batch_shards,
+    replicated,
+    row_sharding,
+)
+
+
+def zigzag(length: int, parts: int) -> np.ndarray:
+    """The order in which the `length` tokens of a row are laid along `parts` devices: int [length].
+
+    Of 2 * parts equal pieces, device i gets pieces i and 2 * parts - 1 - i. A token sees those
+    before it, so that with pieces in their own order the last device would have most of the work of
+    attention; with one from either end all have the same (Llama 3, 2407.21783, section 3.3.2).
+    """
+    pieces = np.arange(length).reshape(2 * parts, -1)
+    return np.concatenate([pieces[[i, 2 * parts - 1 - i]].reshape(-1) for i in range(parts)])
+
+
+def check_row_length(mesh: Mesh, length: int, name: str) -> None:
+    """Raises UserError where `zigzag` cannot lay out rows of `length` tokens, called `name`."""
+    parts = mesh.shape["context"]
+    if parts > 1 and length % (2 * parts):
+        raise UserError(
+            f"{name} ({length}) must be a multiple of 2 * mesh.context = {2 * parts}, since each "
+            "of its devices takes two pieces of a row"
+        )
 
 
 @dataclass(frozen=True)
@@ -16,7 +44,8 @@ class BatchLayout:
     """How the rows of a step become microbatches, and which of them this process reads.
 
     Row i of a step is row i % `microbatch` of microbatch i // `microbatch`. Arrays are
-    [microbatches, microbatch, sequence], split over the mesh along their second dimension; a step
+    [microbatches, microbatch, sequence], split over the mesh along their second and third
+    dimensions, the tokens of a row in the order `zigzag` where those are on several devices; a step
     with fewer rows fills the first microbatches and leaves the rest zero.
     """
 
@@ -50,16 +79,22 @@ class BatchLayout:
 
         Adds `microbatches` (int32), the number of microbatches that hold rows.
         """
-        sharding = batch_sharding(self.mesh, leading=1)
-        filled, local = count // self.microbatch, len(self.local_rows())
+        sharding = row_sharding(self.mesh, leading=1)
+        filled, local = count // self.microbatch, self.local_rows()
+        missing, parts = self.microbatches - filled, self.mesh.shape["context"]
 
         def array(values: np.ndarray) -> jax.Array:
-            values = values.reshape(filled, local, *values.shape[1:])
-            missing = self.microbatches - filled
-            if missing:
-                values = np.pad(values, ((0, missing), *((0, 0),) * (values.ndim - 1)))
-            shape = (self.microbatches, self.microbatch, *values.shape[2:])
-            return jax.make_array_from_process_local_data(sharding, values, shape)
+            values = values.reshape(filled, len(local), -1)
+            values = np.pad(values, ((0, missing), (0, 0), (0, 0)))
+            if parts > 1:
+                values = values[:, :, zigzag(values.shape[2], parts)]
+
+            def piece(index: tuple[slice, slice, slice]) -> np.ndarray:
+                wanted = np.arange(self.microbatch)[index[1]]
+                return values[:, np.searchsorted(local, wanted), index[2]]
+
+            shape = (self.microbatches, self.microbatch, values.shape[2])
+            return jax.make_array_from_callback(shape, sharding, piece)
 
         placed = {name: array(values) for name, values in rows.items()}
         number = jax.device_put(jnp.int32(filled), replicated(self.mesh))
@@ -67,10 +102,13 @@ class BatchLayout:
 
 
 def place_rows(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A batch [B, sequence] that every process holds whole, split over the mesh along B."""
-    sharding = batch_sharding(mesh)
+    """A batch [B] or [B, sequence] that every process holds whole, split over the mesh.
+
+    The tokens of a row stay in their order.
+    """
 
     def array(values: np.ndarray) -> jax.Array:
+        sharding = row_sharding(mesh) if values.ndim > 1 else batch_sharding(mesh)
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
     return {name: array(values) for name, values in rows.items()}

@@ -11,10 +11,11 @@ from instar.models.parameters import Axes
 
 Rules = dict[str, tuple[str, ...]]
 
-# Names that are not in the table (layers, head_dim, norm, positions, sequence) are not split.
-# `residual` is the sequence where it is that of the residual stream, between blocks.
+# Names that are not in the table (layers, head_dim, norm, positions) are not split. `residual` is
+# the sequence where it is that of the residual stream, between blocks.
 RULES: Rules = {
     "batch": ("slice", "data", "fsdp", "expert"),
+    "sequence": ("context",),
     "residual": ("context", "tensor"),
     "embed": ("fsdp",),
     "mlp": ("tensor",),
@@ -89,8 +90,14 @@ def activation_spec(
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """The sharding of arrays [..., batch, sequence] with `leading` dimensions before the batch."""
+    """The sharding of arrays [..., batch, ...] with `leading` dimensions before the batch."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, RULES["batch"]))
+
+
+def row_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """The sharding of arrays [..., batch, sequence] with `leading` dimensions before the batch."""
+    names = (RULES["batch"], RULES["sequence"])
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, *names))
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -8,6 +8,7 @@ from instar.data.loader import LoaderConfig
 from instar.errors import UserError
 from instar.generation.sampling import SamplingConfig
 from instar.models.transformer import Remat
+from instar.sharding.attention import AttentionName
 from instar.sharding.mesh import MeshConfig
 from instar.stages.presets import with_preset
 from instar.training.balance import RouterConfig
@@ -72,10 +73,16 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class ExecutionConfig:
-    """How the step is computed; see `instar.models.transformer.Execution`."""
+    """How the step is computed; see `instar.models.transformer.Execution`.
+
+    `attention` is the way of computing it: `auto` takes what the devices have for each layer,
+    `xla` is the reference; `cudnn` and `splash` are the kernels of NVIDIA's GPUs and of TPUs, which
+    refuse what they cannot compute. Rows that `mesh.context` splits go round a ring.
+    """
 
     remat: Remat = "none"
     unroll: int = 1
+    attention: AttentionName = "auto"
 
 
 @dataclass(frozen=True)

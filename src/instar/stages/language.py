@@ -23,9 +23,16 @@ from instar.models.parameters import Initialization
 from instar.models.spec import ModelSpec
 from instar.objectives.language import next_token_sums
 from instar.sharding import rules
-from instar.sharding.inputs import BatchLayout, place_rows
+from instar.sharding.inputs import BatchLayout, check_row_length, place_rows
 from instar.stages.config import LanguageConfig
-from instar.stages.run import Recipe, make_execution, make_layout, rows_of_steps, run
+from instar.stages.run import (
+    Recipe,
+    check_attention,
+    make_execution,
+    make_layout,
+    rows_of_steps,
+    run,
+)
 from instar.training.balance import Balance
 from instar.training.flops import parameter_count, train_flops_per_token
 from instar.training.loop import Evaluation, Position
@@ -113,8 +120,15 @@ def make_model(
         raise UserError(
             f"data.sequence_length ({length}) exceeds the model's {spec.max_positions} positions"
         )
+    check_row_length(mesh, length, "data.sequence_length")
+    chunk, parts = config.execution.loss_chunk, mesh.shape["context"]
+    if chunk % parts:
+        raise UserError(
+            f"execution.loss_chunk ({chunk}) must be a multiple of mesh.context ({parts})"
+        )
     model = LanguageModel(spec, make_execution(config, mesh))
     rules.check_divisible(mesh, model.axes, model.shapes)
+    check_attention(model, mesh, length)
     return model
 
 

@@ -29,7 +29,7 @@ from instar.reinforcement.roles import (
 from instar.sharding import rules
 from instar.stages.ppo_config import PpoConfig
 from instar.stages.ppo_iteration import Frozen
-from instar.stages.run import make_execution
+from instar.stages.run import check_attention, make_execution
 from instar.training.state import TrainState
 
 # What may be improved: language models, those of an earlier PPO among them.
@@ -111,6 +111,8 @@ def make_networks(
                 f"{model.spec.max_positions} positions of {name}"
             )
         rules.check_divisible(mesh, model.axes, model.shapes)
+        language_model = model.model if isinstance(model, RewardModel) else model
+        check_attention(language_model, mesh, length)
     return Networks(policy=policy, critic=critic, reference=policy, reward=reward, base=base)
 
 

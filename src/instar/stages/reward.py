@@ -31,7 +31,14 @@ from instar.sharding.processes import join_processes
 from instar.stages.reward_batches import ComparisonBatches
 from instar.stages.reward_config import RewardConfig
 from instar.stages.reward_normalise import Normaliser, demonstrations, sampler
-from instar.stages.run import Recipe, make_execution, make_layout, run
+from instar.stages.run import (
+    Recipe,
+    check_attention,
+    make_execution,
+    make_layout,
+    refuse_context,
+    run,
+)
 from instar.training.flops import parameter_count, train_flops_per_token
 from instar.training.loop import Evaluation, Position
 from instar.training.state import TrainState
@@ -57,6 +64,7 @@ def reward(config: RewardConfig, workdir: str) -> TrainState:
     parent = pin(folder, "parent", config.parent)
     card = make_card(config, parent)
     encoder, mesh = encoder_of(card), make_mesh(config.mesh)
+    refuse_context(mesh, "reward")
 
     # What is compared, and what is trained.
     comparisons = Comparisons.open(config.data, encoder)
@@ -150,6 +158,7 @@ def check_sizes(
             f"tokenizer's ({vocabulary})"
         )
     rules.check_divisible(mesh, model.axes, model.shapes)
+    check_attention(model.model, mesh, config.data.max_length)
 
 
 def read_params(config: RewardConfig, parent: Opened, model: RewardModel, mesh: Mesh) -> Params:

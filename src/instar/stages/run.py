@@ -9,12 +9,15 @@ from etils import epath
 from jax.sharding import Mesh
 
 from instar.config import to_dict
+from instar.errors import UserError
 from instar.evaluation.report import write_report
 from instar.interchange.card import ModelCard
 from instar.models.language_model import LanguageModel, Params
 from instar.models.parameters import Initialization
 from instar.models.reward_model import RewardModel
 from instar.models.transformer import Execution
+from instar.sharding import rules
+from instar.sharding.attention import choose_attention
 from instar.sharding.execution import on_mesh
 from instar.sharding.inputs import BatchLayout
 from instar.stages.config import BatchConfig, RunConfig
@@ -164,8 +167,24 @@ def make_execution(config: RunConfig, mesh: Mesh) -> Execution:
         dtype=jnp.dtype(config.compute_dtype),
         remat=config.execution.remat,
         unroll=config.execution.unroll,
+        attend=choose_attention(mesh, config.execution.attention),
     )
     return on_mesh(mesh, execution)
+
+
+def check_attention(model: LanguageModel, mesh: Mesh, length: int) -> None:
+    """Raises UserError where attention over rows of `length` tokens cannot be as asked for."""
+    tokens = jax.ShapeDtypeStruct((rules.batch_shards(mesh), length), jnp.int32)
+    jax.eval_shape(model.apply, model.shapes, tokens)
+
+
+def refuse_context(mesh: Mesh, stage: str) -> None:
+    """Raises UserError on a mesh that splits rows, for a stage that needs them whole."""
+    size = mesh.shape["context"]
+    if size > 1:
+        raise UserError(
+            f"mesh.context must be 1 for {stage}, which does not split rows, not {size}"
+        )
 
 
 def rows_of_steps(config: BatchConfig) -> Iterator[int]:
