@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from pairs import run_pair
+from several import run_pair
 
 from instar.errors import UserError
 from instar.sharding.processes import VARIABLES, join_processes

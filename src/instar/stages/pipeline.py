@@ -20,8 +20,9 @@ from instar.arguments import flag, from_words, nearest, positional_field
 from instar.children import Children
 from instar.commands import COMMANDS, resolve
 from instar.config import load
-from instar.errors import UserError
+from instar.errors import RestartError, UserError
 from instar.evaluation.report import write_report
+from instar.sharding.places import find_place
 from instar.workdir import CHANGEABLE, changes, read_json, write_json
 
 RECORD = "pipeline.json"
@@ -98,7 +99,7 @@ def pipeline(config: PipelineConfig, workdir: str) -> None:
 
     Stopped at any moment, it goes on when called again.
 
-    Of several processes that run as one program (JAX_PROCESS_ID), each runs the steps in which they
+    Of several processes that run as one program (`find_place`), each runs the steps in which they
     work together; the others are the first one's alone, and the rest wait for them.
 
     Raises:
@@ -108,7 +109,8 @@ def pipeline(config: PipelineConfig, workdir: str) -> None:
     """
     folder = epath.Path(workdir)
     steps = [plan(step, workdir, config.home) for step in config.stages]
-    records = Records(folder, primary=_process() == 0)
+    place = find_place()
+    records = Records(folder, primary=place is None or place.number == 0)
     for step in steps:
         records.check(step)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -270,11 +272,6 @@ def _wait(step: Step, records: "Records", children: Children) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def _process() -> int:
-    number = os.environ.get("JAX_PROCESS_ID", "0")
-    return int(number) if number.isdecimal() else 0
-
-
 # --- What is done -------------------------------------------------------------------------------
 
 
@@ -362,7 +359,7 @@ class Records:
     def end(self, code: int) -> None:
         """Notes how the step under way ended, by its exit code."""
         self.tick()
-        stopped = code > 128
+        stopped = code > 128 or code == RestartError.code
         self._write(self._name, status="done" if code == 0 else "stopped" if stopped else "failed")
 
 

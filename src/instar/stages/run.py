@@ -18,6 +18,7 @@ from instar.models.transformer import Execution
 from instar.sharding import rules
 from instar.sharding.inputs import BatchLayout
 from instar.stages.config import BatchConfig, RunConfig
+from instar.training.agreement import first_before_others
 from instar.training.hardware import Peak, describe_hardware, peak_of_devices
 from instar.training.loop import Evaluation, LoopConfig, Position, Stage, train
 from instar.training.optimizer import make_optimizer, make_schedule
@@ -94,7 +95,7 @@ def run(config: RunConfig, folder: epath.Path, mesh: Mesh, recipe: Recipe) -> Tr
     )
 
     # Only now is anything written.
-    claim(folder, run_config)
+    first_before_others(lambda: claim(folder, run_config))
     peak = peak_of_devices()
     facts = facts_of(mesh, peak, recipe.parameters, recipe.flops_per_token)
 
