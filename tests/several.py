@@ -43,7 +43,7 @@ def run_several(
         for number in numbers
     ]
     try:
-        outputs = [process.communicate(timeout=500)[0] for process in processes]
+        outputs = [process.communicate(timeout=900)[0] for process in processes]
         return [(process.returncode, out) for process, out in zip(processes, outputs, strict=True)]
     finally:
         for process in processes:

@@ -10,13 +10,13 @@ from instar.errors import UserError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
-# The schedulers that jax knows, by its names for them.
+# What the schedulers that jax detects are called; another one goes by the name of its class.
 SCHEDULERS = {
-    "slurm": "Slurm",
-    "k8s": "Kubernetes",
-    "gketpu": "Google Kubernetes Engine (TPU)",
-    "gcetpu": "Cloud TPU",
-    "ompi": "Open MPI",
+    clusters.OmpiCluster: "Open MPI",
+    clusters.SlurmCluster: "Slurm",
+    clusters.GkeTpuCluster: "Google Kubernetes Engine (TPU)",
+    clusters.GceTpuCluster: "Cloud TPU",
+    clusters.K8sCluster: "Kubernetes",
 }
 
 
@@ -55,7 +55,7 @@ def find_place(timeout: float = 300) -> Place | None:
 
     The variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID come first. Without
     them the schedulers that `jax.distributed` detects are asked, in its order: Open MPI, Slurm,
-    TPUs of Google Kubernetes Engine, Cloud TPU, an indexed Job or JobSet of Kubernetes.
+    Cloud TPU, TPUs of Google Kubernetes Engine, an indexed Job or JobSet of Kubernetes.
 
     Args:
       timeout: seconds for which a scheduler is asked for the address of process 0.
@@ -87,7 +87,7 @@ def _detected(timeout: float) -> Place | None:
     """What the first scheduler says that is there."""
     kinds = [kind for kind in clusters.ClusterEnv._cluster_types if not kind.opt_in_only_method]
     for kind in kinds:
-        name = SCHEDULERS.get(kind.name, kind.name)
+        name = SCHEDULERS.get(kind, kind.__name__)
         try:
             if _present(kind):
                 return Place(
@@ -112,10 +112,10 @@ def _detected(timeout: float) -> Place | None:
 
 def _present(kind: type[clusters.ClusterEnv]) -> bool:
     """Whether this process is one of several of a scheduler of that kind."""
-    if kind.name == "slurm" and os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
+    if kind is clusters.SlurmCluster and os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
         # A shell in an allocation of several tasks is a step of one.
         return False
-    if kind.name != "k8s":
+    if kind is not clusters.K8sCluster:
         return kind.is_env_present()
     # A pod by itself is alone, and so is one of a Job that does not number them.
     index = os.environ.get("JOB_COMPLETION_INDEX")
@@ -137,7 +137,11 @@ def _devices(kind: type[clusters.ClusterEnv]) -> tuple[int, ...] | None:
     """The devices of this process: one by its number on the host, where it shares the host."""
     local = kind.get_local_process_id()
     one_each = os.environ.get("SLURM_STEP_NUM_NODES") == os.environ.get("SLURM_STEP_NUM_TASKS")
-    if local is None or "JAX_LOCAL_DEVICE_IDS" in os.environ or (kind.name == "slurm" and one_each):
+    if (
+        local is None
+        or "JAX_LOCAL_DEVICE_IDS" in os.environ
+        or (kind is clusters.SlurmCluster and one_each)
+    ):
         return None
     # Where the scheduler shows each process its own device only, that is its first.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
