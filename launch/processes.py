@@ -13,13 +13,13 @@ process is left to find the others, on other machines, by itself.
 """
 
 import os
+import queue
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import BinaryIO
@@ -104,20 +104,18 @@ class Group:
 
     def _wait(self) -> int:
         """Waits for all, and returns the code of the first that failed, as a shell reports it."""
-        first, failed_at = 0, 0.0
-        while any(process.poll() is None for process in self._running):
-            first = first or self._failed()
-            if first and not failed_at:
-                failed_at = time.monotonic()
-            if failed_at and time.monotonic() - failed_at > GRACE:
+        ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for process in self._running:
+            threading.Thread(target=lambda process=process: ended.put(process.wait())).start()
+        first, left = 0, len(self._running)
+        while left:
+            try:
+                code = ended.get(timeout=GRACE if first else None)
+            except queue.Empty:
                 self._signal(signal.SIGKILL)
-            time.sleep(0.05)
-        return first or self._failed()
-
-    def _failed(self) -> int:
-        codes = [process.returncode or 0 for process in self._running]
-        failed = [code if code > 0 else 128 - code for code in codes if code]
-        return failed[0] if failed else 0
+                continue
+            first, left = first or (code if code >= 0 else 128 - code), left - 1
+        return first
 
     def _signal(self, number: int) -> None:
         for process in self._running:

@@ -15,7 +15,7 @@ from instar.errors import RestartError
 
 SCRIPT = pathlib.Path(__file__).with_name("one_of_several.py")
 ABORTED = -signal.SIGABRT
-ROWS = 8  # of a step
+STEPS, ROWS = 12, 8  # of the run, and of a step
 # What tests/stages/test_pretrain.py does with two processes is left out here.
 SELDOM = ("--config.evaluation.every=100", "--config.evaluation.prompts=[]")
 
@@ -41,6 +41,18 @@ def expected_stream(data: pathlib.Path, first: int, last: int) -> list[tuple[int
     return list(zip(range(first, last), hashes, strict=True))
 
 
+def check_stream(folder: pathlib.Path, data: pathlib.Path, first: int, last: int) -> None:
+    """Steps `first` + 1 to `last` were read, each row once; and of later ones nothing else.
+
+    Before a process knows that another is gone, it may have gone a few steps ahead.
+    """
+    read = read_stream(folder)
+    expected = expected_stream(data, ROWS * first, ROWS * STEPS)
+    certain = ROWS * (last - first)
+    assert read[:certain] == expected[:certain]
+    assert len(set(read)) == len(read) and set(read) <= set(expected)
+
+
 def test_four_processes_then_two_then_one(run_config, finished_run, tiny_data, tmp_path):
     workdir = tmp_path / "run"
 
@@ -55,20 +67,20 @@ def test_four_processes_then_two_then_one(run_config, finished_run, tiny_data, t
     assert codes[2] == -signal.SIGKILL, said
     assert codes[:2] + codes[3:] == [RestartError.code] * 3, said
     assert said.count("process 2 on ") == 3 and said.count("is gone") == 3
-    assert read_stream(tmp_path / "stream-4") == expected_stream(tiny_data, 0, 6 * ROWS)
+    check_stream(tmp_path / "stream-4", tiny_data, 0, 4)
 
     # Two go on; the first, which all others depend on, is killed in step 10.
     codes, said = start(2, "0:killed:6", "--config.mesh.data=2")
     assert "resumed from the checkpoint of step 4" in said
     # Where jax is the first to see that the first process is gone, it aborts.
     assert codes[0] == -signal.SIGKILL and codes[1] in (RestartError.code, ABORTED), said
-    assert read_stream(tmp_path / "stream-2") == expected_stream(tiny_data, 4 * ROWS, 10 * ROWS)
+    check_stream(tmp_path / "stream-2", tiny_data, 4, 8)
 
     # One ends what they began.
     codes, said = start(1, "lives", "--config.mesh.data=1")
     assert codes == [0], said
     assert "resumed from the checkpoint of step 8" in said
-    assert read_stream(tmp_path / "stream-1") == expected_stream(tiny_data, 8 * ROWS, 12 * ROWS)
+    check_stream(tmp_path / "stream-1", tiny_data, 8, STEPS)
     assert losses(workdir) == pytest.approx(losses(finished_run), rel=1e-5)
 
 

@@ -248,9 +248,14 @@ class Peers:
             for number, line in self._lines.items():
                 line.heard = time.monotonic()
                 selector.register(line.connection, selectors.EVENT_READ, (number, line))
-            beat, told = min(self._silence / 6, 10.0), 0.0
+            beat, told, now = min(self._silence / 6, 10.0), 0.0, time.monotonic()
             while True:
-                for key, _ in selector.select(beat):
+                found, before, now = selector.select(beat), now, time.monotonic()
+                if now - before > self._silence / 2:
+                    # This process was stopped itself, as all are where a scheduler suspends a job.
+                    for line in self._lines.values():
+                        line.heard = now
+                for key, _ in found:
                     number, line = key.data
                     messages = line.receive()
                     if messages is None:
@@ -258,7 +263,6 @@ class Peers:
                         self._closed(number, line)
                     for message in messages or ():
                         self._take(line, message)
-                now = time.monotonic()
                 if now - told >= beat:
                     self._tell(None)
                     told = now
