@@ -42,7 +42,7 @@ def main() -> None:
     for sizes in ((2, 2, 2), (1, 8, 1), (1, 1, 8), (2, 1, 4), (4, 1, 2)):
         check(make_mesh(MeshConfig(*sizes)))
     # Devices that alternate between the processes: the rows of each are not in one piece.
-    devices = np.array(jax.devices()).reshape(2, 4).T.reshape(8, 1, 1)
+    devices = np.array(jax.devices()).reshape(2, 4).T.reshape(1, 8, 1, 1, 1, 1)
     check(Mesh(devices, AXES))
     print("whole")
 

