@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: launch/local.sh COMMAND [ARGUMENT ...]
+usage: launch/local.sh [--processes N] [--restarts N] COMMAND [ARGUMENT ...]
 
   quickstart [ARGUMENT ...]  takes a small model through all four stages on film reviews, in
                              runs/quickstart (arguments go to `instar pipeline`)
@@ -18,6 +18,10 @@ usage: launch/local.sh COMMAND [ARGUMENT ...]
   which-python [3.X]         prints the Python that an environment would be made with
   ANYTHING ELSE              runs that command inside the environment:
                              launch/local.sh instar pretrain --help
+
+  --processes N  runs such a command as N processes of one program; GPUs are shared out evenly
+  --restarts N   starts it again, at most N times, where a process of it was killed, hung or was
+                 missing (exit codes 75, 134 and 137)
 
 The environment is made once, from requirements.lock, and again when the lock or pyproject.toml
 changes. Variables:
@@ -230,7 +234,22 @@ main() {
     usage >&2
     exit 2
   fi
-  local command="$1"
+  local processes="" restarts=""
+  while (($# > 1)) && [[ "$1" == --processes || "$1" == --restarts ]]; do
+    if [[ ! "$2" =~ ^[0-9]+$ || "$1 $2" == "--processes 0" ]]; then
+      fail "$1 needs a number, not $2"
+    fi
+    printf -v "${1#--}" '%s' "$2"
+    shift 2
+  done
+  local command="${1:-}"
+  if [[ -n "$processes$restarts" ]]; then
+    case "$command" in
+    "" | -* | setup | quickstart | chat | smollm2 | ratings | test | which-python)
+      fail "--processes and --restarts are for commands such as instar, not for '$command'"
+      ;;
+    esac
+  fi
   case "$command" in
   -h | --help | help)
     usage
@@ -254,7 +273,12 @@ main() {
   ratings) ratings ;;
   # By file, so that what a file's tests share is made once.
   test) shift && cd "$root" && exec python -m pytest --numprocesses auto --dist loadfile "$@" ;;
-  *) exec "$@" ;;
+  *)
+    if [[ -n "$processes$restarts" ]]; then
+      exec python "$root/launch/processes.py" "${processes:-1}" "${restarts:-0}" "$@"
+    fi
+    exec "$@"
+    ;;
   esac
 }
 

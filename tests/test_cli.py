@@ -13,7 +13,7 @@ CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 COUNTER = '''
 from dataclasses import dataclass, field
-from instar.errors import RunError, UserError
+from instar.errors import RestartError, RunError, UserError
 
 @dataclass(frozen=True)
 class Rate:
@@ -32,6 +32,8 @@ def count(config, workdir):
     print(f"{workdir}: {config}")
     if config.label == "run":
         raise RunError("the disk is full")
+    if config.label == "alone":
+        raise RestartError("process 1 did not come")
     if config.label == "stop":
         raise SystemExit(143)
     if config.label == "bug":
@@ -140,6 +142,8 @@ def test_how_a_run_ends_is_told_by_its_exit_code(instar):
     words = ["count", "--config", "CONFIG", "--workdir", "w"]
     code, _, err = instar(*words, "--config.label=run")
     assert (code, err) == (1, "instar: error: the disk is full\n")
+    code, _, err = instar(*words, "--config.label=alone")
+    assert (code, err) == (75, "instar: error: process 1 did not come\n")
     with pytest.raises(SystemExit) as stopped:
         instar(*words, "--config.label=stop")
     assert stopped.value.code == 143

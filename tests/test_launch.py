@@ -1,4 +1,7 @@
-"""How launch/local.sh chooses a Python: by running it, for a shim may exist and fail."""
+"""How launch/local.sh chooses a Python: by running it, for a shim may exist and fail.
+
+tests/test_launch_several.py is about what starts several processes.
+"""
 
 import os
 import pathlib
@@ -54,10 +57,12 @@ def test_an_interpreter_without_ensurepip_is_passed_over(machine):
     ("words", "variables", "message"),
     [
         (["which-python"], {}, "no working Python 3.11 to 3.14 was found"),
+        (["--processes", "two", "instar"], {}, "--processes needs a number, not two"),
+        (["--restarts", "2", "chat"], {}, "for commands such as instar, not for 'chat'"),
         (["setup"], {"INSTAR_PYTHON": "/nowhere/python3"}, "INSTAR_PYTHON=/nowhere/python3 is not"),
     ],
 )
-def test_no_python_is_one_clear_sentence(machine, tmp_path, words, variables, message):
+def test_what_cannot_be_done_is_one_clear_sentence(machine, tmp_path, words, variables, message):
     done = machine(*words, INSTAR_VENV=str(tmp_path / "venv"), **variables)
     assert done.returncode == 1
     assert done.stderr.startswith("local.sh: error: ")

@@ -23,24 +23,35 @@ from instar.arguments import (
     positional_field,
 )
 from instar.commands import COMMANDS, Command, resolve
-from instar.errors import RunError, UserError
+from instar.errors import RestartError, RunError, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 0, 1 (`RunError`) or 2 (`UserError`).
+    """Runs one command and returns the exit code: 0, or that of the error (`instar.errors`).
+
+    Where several processes run the command, one that fails ends all of them with its code.
 
     Args:
       arguments: the words after ``instar``; None takes those of this process.
     """
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))
-    except (UserError, RunError) as error:
-        print(f"instar: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+    except (UserError, RunError, RestartError) as error:
+        return _failed(error.code, f"error: {error}")
     except KeyboardInterrupt:
-        print("instar: interrupted", file=sys.stderr)
-        return 130
+        return _failed(130, "interrupted")
     return 0
+
+
+def _failed(code: int, why: str) -> int:
+    """Says why and returns `code`; where the command joined other processes, all end with it."""
+    processes = sys.modules.get("instar.sharding.processes")
+    if processes is not None:
+        processes.wait_for_news()
+    print(f"instar: {why}", file=sys.stderr)
+    if processes is not None:
+        processes.end_processes(code, why)
+    return code
 
 
 def _run(words: list[str]) -> None:

@@ -1,4 +1,7 @@
-"""The two ways in which Instar refuses to go on, told apart so that the caller can react."""
+"""The three ways in which Instar refuses to go on, told apart so that the caller can react.
+
+Each has the exit code with which the command line ends.
+"""
 
 
 class UserError(Exception):
@@ -7,9 +10,23 @@ class UserError(Exception):
     The command line prints it without a traceback and exits with code 2.
     """
 
+    code = 2
+
 
 class RunError(Exception):
     """A run that was under way cannot continue (a non-finite loss, a full disk).
 
     The command line prints it without a traceback and exits with code 1.
     """
+
+    code = 1
+
+
+class RestartError(Exception):
+    """Another process is missing, gone or hangs: nothing is wrong that a new start does not mend.
+
+    The command line prints it without a traceback and exits with code 75 (EX_TEMPFAIL of
+    sysexits.h), by which a scheduler knows that it is to start the job again.
+    """
+
+    code = 75

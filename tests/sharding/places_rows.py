@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from instar.sharding.inputs import BatchLayout, place_rows, zigzag
+from instar.sharding.inputs import BatchLayout, fetch, place_rows, zigzag
 from instar.sharding.mesh import AXES, MeshConfig, make_mesh
 from instar.sharding.processes import join_processes
 
@@ -33,8 +33,10 @@ def check(mesh: Mesh) -> None:
     split = mesh.shape["data"] * mesh.shape["fsdp"] > 1
     assert len(offsets) == (8 if split else 16), "a process reads what it holds and no more"
 
-    for shard in place_rows(mesh, rows(np.arange(8)))["tokens"].addressable_shards:
+    everywhere = place_rows(mesh, rows(np.arange(8)))
+    for shard in everywhere["tokens"].addressable_shards:
         np.testing.assert_array_equal(shard.data, expected[0][shard.index])
+    np.testing.assert_array_equal(fetch(everywhere)["tokens"], expected[0])
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from instar.models.transformer import Execution
 from instar.objectives.language import next_token_sums
 from instar.sharding import rules
 from instar.sharding.attention import choose_attention
+from instar.sharding.execution import on_mesh
 from instar.sharding.mesh import MeshConfig, make_mesh
 
 # No size of a parameter, or of a device's part of a row or of a chunk, is a multiple of the chunk.
@@ -25,10 +26,8 @@ FIELDS = ("tokens", "positions", "segment_ids", "targets", "weights")
 def compiled_step(config: MeshConfig) -> str:
     """The program of a gradient, with rows and their losses in chunks."""
     mesh = make_mesh(config)
-    execution = Execution(
-        constrain=rules.constrain(mesh), attend=choose_attention(mesh), remat="full"
-    )
-    model = LanguageModel(SPEC, execution)
+    execution = Execution(attend=choose_attention(mesh), remat="full")
+    model = LanguageModel(SPEC, on_mesh(mesh, execution))
 
     def loss(params, batch):
         places = {name: batch[name] for name in ("positions", "segment_ids")}
@@ -39,7 +38,7 @@ def compiled_step(config: MeshConfig) -> str:
     params = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         model.shapes,
-        rules.param_shardings(mesh, model.axes),
+        rules.param_shardings(mesh, model.axes, model.shapes),
     )
     batch = {
         name: jax.ShapeDtypeStruct(

@@ -10,8 +10,8 @@ import sys
 import time
 
 import pytest
-from pairs import run_pair
 from runs import environment, final_fingerprint, instar, losses
+from several import run_pair
 
 from instar import cli
 from instar import load as instar_load

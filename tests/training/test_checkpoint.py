@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
-from pairs import run_pair
+from several import run_pair
 
 from instar.errors import RunError, UserError
 from instar.models.parameters import Axes

@@ -15,6 +15,7 @@ from instar.generation.requests import Completion, Decode, Progress, Request
 from instar.generation.sampling import Mode, RowSettings, SamplingConfig
 from instar.models.language_model import LanguageModel, Params
 from instar.models.spec import ModelSpec
+from instar.sharding.inputs import fetch
 from instar.sharding.rules import batch_shards
 
 PIECE = 512  # prompts are read at most so many tokens at a time
@@ -124,7 +125,7 @@ class Engine:
             wanted = np.zeros(count, bool)
             wanted[: len(progress)] = [p.completion is None for p in progress]
             state, *new = self._generate(params, state, rows, wanted, steps=steps, mode=mode)
-            tokens, log_probs = jax.device_get(new)
+            tokens, log_probs = fetch(new)
             for index in np.flatnonzero(wanted):
                 length = int((tokens[index] != NOTHING).sum())
                 found = tokens[index, :length].tolist(), log_probs[index, :length].tolist()

@@ -19,7 +19,7 @@ from instar.interchange.card import ModelCard
 from instar.models.language_model import Params
 from instar.models.reward_model import RewardModel
 from instar.models.spec import ModelSpec
-from instar.sharding.inputs import place_rows
+from instar.sharding.inputs import fetch, place_rows
 from instar.sharding.rules import batch_shards, replicated
 
 LEAST_ROW = 64
@@ -79,7 +79,7 @@ class TextScores:
             )
             for first in range(0, len(whole["tokens"]), count)
         ]
-        values = np.concatenate([np.asarray(block, np.float64) for block in blocks], axis=1)
+        values = np.concatenate(fetch(blocks), axis=1).astype(np.float64)
         return values[:, rows.ends]
 
 

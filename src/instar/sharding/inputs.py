@@ -1,10 +1,12 @@
-"""From the rows of a step to arrays on the mesh."""
+"""From the rows of a step to arrays on the mesh, and from arrays on the mesh to the host."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from instar.errors import UserError
@@ -112,3 +114,14 @@ def place_rows(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
     return {name: array(values) for name, values in rows.items()}
+
+
+def fetch(arrays: Any) -> Any:
+    """A pytree of arrays, however they lie on the mesh, as NumPy arrays; every process must ask."""
+
+    def whole(array: jax.Array) -> jax.Array | np.ndarray:
+        if array.is_fully_addressable or array.is_fully_replicated:
+            return array
+        return multihost_utils.process_allgather(array, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, arrays))

@@ -21,6 +21,7 @@ from instar.children import Children
 from instar.commands import COMMANDS, resolve
 from instar.errors import UserError
 from instar.evaluation.report import write_report
+from instar.sharding.places import find_place
 from instar.stages.steps import (
     RECORD_SECONDS,
     Records,
@@ -105,7 +106,7 @@ def pipeline(config: PipelineConfig, workdir: str) -> None:
 
     Stopped at any moment, it goes on when called again.
 
-    Of several processes that run as one program (JAX_PROCESS_ID), each runs the steps in which they
+    Of several processes that run as one program (`find_place`), each runs the steps in which they
     work together; the others are the first one's alone, and the rest wait for them.
 
     Raises:
@@ -115,7 +116,8 @@ def pipeline(config: PipelineConfig, workdir: str) -> None:
     """
     folder = epath.Path(workdir)
     steps = [plan(step, workdir, config.home) for step in config.stages]
-    records = Records(folder / RECORD, primary=_process() == 0)
+    place = find_place()
+    records = Records(folder / RECORD, primary=place is None or place.number == 0)
     for step in steps:
         records.check(step)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -236,11 +238,6 @@ def _wait(step: Step, records: "Records", children: Children) -> None:
             raise SystemExit(1)
         under_way = under_way or status == "running"
         time.sleep(LOOK_SECONDS)
-
-
-def _process() -> int:
-    number = os.environ.get("JAX_PROCESS_ID", "0")
-    return int(number) if number.isdecimal() else 0
 
 
 def _table(times: Mapping[str, float]) -> str:

@@ -38,6 +38,7 @@ from instar.stages.ppo_roles import (
 )
 from instar.stages.ppo_state import begin, finish, make_learners, make_template
 from instar.stages.run import conduct, facts_of, make_layout, refuse_context
+from instar.training.agreement import first_before_others
 from instar.training.flops import forward_flops_per_token, parameter_count
 from instar.training.hardware import peak_of_devices
 from instar.training.loop import Evaluation, Position, Scalars, Stage
@@ -91,7 +92,7 @@ def ppo(config: PpoConfig, workdir: str) -> TrainState:
     )
 
     # Only now is anything written, and read into memory.
-    claim(folder, to_dict(config))
+    first_before_others(lambda: claim(folder, to_dict(config)))
     print_memory(config, networks, template, mesh)
     frozen = read_frozen(config, roles, networks, mesh)
     evaluations = ()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from instar.data.completions import CompletionEncoder, Prompt
@@ -20,7 +19,7 @@ from instar.objectives.responses import length_mask
 from instar.reinforcement.experience import Experience, Networks, make_assess
 from instar.reinforcement.roles import for_generation
 from instar.reinforcement.update import CRITIC, Improve, watch
-from instar.sharding.inputs import place_rows
+from instar.sharding.inputs import fetch, place_rows
 from instar.stages.ppo_config import PpoConfig
 from instar.training.loop import Scalars
 from instar.training.state import TrainState, step_key
@@ -111,9 +110,7 @@ class Player:
     def _texts(self, trajectories: Trajectories) -> list[str]:
         """What was said, without end tokens; every process has all of it."""
         arrays = (trajectories.responses, trajectories.lengths, trajectories.finished)
-        if jax.process_count() > 1:
-            arrays = multihost_utils.process_allgather(arrays, tiled=True)
-        responses, lengths, finished = jax.device_get(arrays)
+        responses, lengths, finished = fetch(arrays)
         ends = lengths - finished
         return [self._decode(row[:end].tolist()) for row, end in zip(responses, ends, strict=True)]
 
@@ -198,7 +195,8 @@ class HeldOut:
         if self._reference is None:
             self._reference = self._answers(self._frozen["reference"], state)
         reference, theirs = self._reference
-        wins = np.sign(np.asarray(policy.scores, np.float64) - np.asarray(reference.scores))
+        ours, base = fetch((policy.scores, reference.scores))
+        wins = np.sign(ours.astype(np.float64) - base)
         named = {f"{name}_reference": value for name, value in theirs.items()}
         won = {"win_rate": float(np.mean((wins + 1) / 2))}
         return scalars | named | won, self._side_by_side(policy, reference)
@@ -216,7 +214,7 @@ class HeldOut:
 
     def _side_by_side(self, policy: Answers, reference: Answers) -> list[dict]:
         ours, theirs = self._player.gold_scores(policy), self._player.gold_scores(reference)
-        scores = np.asarray(policy.scores), np.asarray(reference.scores)
+        scores = fetch((policy.scores, reference.scores))
         return [
             {
                 "prompt": self._prompts[i],

@@ -21,6 +21,7 @@ from instar.sharding.attention import choose_attention
 from instar.sharding.execution import on_mesh
 from instar.sharding.inputs import BatchLayout
 from instar.stages.config import BatchConfig, RunConfig
+from instar.training.agreement import first_before_others
 from instar.training.hardware import Peak, describe_hardware, peak_of_devices
 from instar.training.loop import Evaluation, LoopConfig, Position, Stage, train
 from instar.training.optimizer import make_optimizer, make_schedule
@@ -100,7 +101,7 @@ def run(config: RunConfig, folder: epath.Path, mesh: Mesh, recipe: Recipe) -> Tr
     )
 
     # Only now is anything written.
-    claim(folder, run_config)
+    first_before_others(lambda: claim(folder, run_config))
     peak = peak_of_devices()
     facts = facts_of(mesh, peak, recipe.parameters, recipe.flops_per_token)
 

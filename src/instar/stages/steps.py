@@ -14,7 +14,7 @@ from etils import epath
 from instar import schema as schemas
 from instar.commands import COMMANDS, resolve
 from instar.config import load
-from instar.errors import UserError
+from instar.errors import RestartError, UserError
 from instar.workdir import CHANGEABLE, changes, read_json, write_json
 
 # How often a step under way writes down its time.
@@ -174,7 +174,7 @@ class Running:
 
     def end(self, code: int, **entry: Any) -> None:
         """Notes how the step ended, by its exit code, and what else there is to say of it."""
-        stopped = code > 128
+        stopped = code > 128 or code == RestartError.code
         status = "done" if code == 0 else "stopped" if stopped else "failed"
         self._note(status=status, **entry)
 

@@ -54,6 +54,16 @@ class SaveTimer:
         self._saved = self._clock()
 
 
+def first_before_others(action: Callable[[], None]) -> None:
+    """Does it on process 0 and then on the others, where it changes what they would change too."""
+    if jax.process_index() == 0:
+        action()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("first_before_others")
+    if jax.process_index() != 0:
+        action()
+
+
 @contextlib.contextmanager
 def every_process_or_none() -> Iterator[None]:
     """Makes the body fail on every process where it fails on one.

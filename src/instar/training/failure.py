@@ -22,12 +22,17 @@ class FailureConfig:
     next batch; `rollback` goes back to the newest checkpoint and on with the batches *after* the
     one that failed, at most `max_rollbacks` times in a run. A loss more than `spike_deviations`
     standard deviations above the mean of the last `spike_window` is flagged.
+
+    `hang_minutes` is how long to wait for a step; one that does not come ends all processes with
+    exit code 75, so that a scheduler starts them again (see `instar.training.watchdog`). What is no
+    step (the first with its compilation, an evaluation, a save) may take ten times as long.
     """
 
     non_finite: Literal["raise", "skip", "rollback"] = "raise"
     max_rollbacks: int = 3
     spike_deviations: float = 6.0
     spike_window: int = 100
+    hang_minutes: float | None = 30.0
 
     def check(self) -> None:
         if self.spike_window < 2:
@@ -38,6 +43,10 @@ class FailureConfig:
             )
         if self.max_rollbacks < 1:
             raise UserError(f"failure.max_rollbacks must be at least 1, not {self.max_rollbacks}")
+        if self.hang_minutes is not None and not self.hang_minutes > 0:
+            raise UserError(
+                f"failure.hang_minutes must be positive or None, not {self.hang_minutes}"
+            )
 
 
 class SpikeDetector:

@@ -21,6 +21,7 @@ from instar.training.metrics import LoggingConfig, MetricsQueue, MetricsWriter
 from instar.training.progress import Progress
 from instar.training.state import TrainState
 from instar.training.step import Step
+from instar.training.watchdog import Watchdog
 
 Position = dict[str, int]
 Scalars = dict[str, float]
@@ -105,13 +106,15 @@ def train(stage: Stage, config: LoopConfig, workdir: epath.Path, run_config: dic
         checkpointer = Checkpointer(workdir, config.checkpoint)
         resources.callback(checkpointer.close)
         stop = resources.enter_context(StopRequest())
-        run = _Run(stage, config, workdir, run_config, checkpointer, stop)
+        watchdog = resources.enter_context(Watchdog(config.failure.hang_minutes))
+        run = _Run(stage, config, workdir, run_config, checkpointer, stop, watchdog)
         restored = checkpointer.restore(stage.template)
         position = None
         for _ in range(config.failure.max_rollbacks + 1):
             try:
                 return run.run_from(restored, position)
             except _Rollback as rollback:
+                watchdog.expect("the checkpoint before it", slow=True)
                 checkpointer.wait()
                 restored, position = checkpointer.restore(stage.template), rollback.position
                 failed = rollback.step
@@ -132,6 +135,7 @@ class _Run:
     run_config: dict
     checkpointer: Checkpointer
     stop: StopRequest
+    watchdog: Watchdog
 
     def run_from(self, restored: Restored | None, position: Position | None) -> TrainState:
         stage, steps = self.stage, self.config.steps
@@ -160,6 +164,7 @@ class _Run:
                 )
             )
             self._announce(restored, start)
+            self.watchdog.expect(f"step {start + 1}, the first of this start,", slow=True)
             inputs = stage.inputs(start, position) if start < steps else iter(())
             for step in range(start + 1, steps + 1):
                 batch, position = next(inputs)
@@ -169,12 +174,14 @@ class _Run:
                 for ready in self.queue.ready():
                     self._record(*ready)
                 if step == steps:
+                    self._wait_long("the end of the stage")
                     state = stage.finish(state)
                 self._evaluate(step, state)
                 if self.checkpointer.due(step) or step == steps:
                     self._save(step, state, position)
                 if self.stop.asked(step) and step < steps:
                     self._exit(step, state, position)
+            self._wait_long("the last checkpoint")
             self.checkpointer.wait()
         return state
 
@@ -194,6 +201,7 @@ class _Run:
         loss, skipped = scalars["loss"], scalars["skipped"] > 0
         scalars["spike"] = float(not skipped and self.spikes.is_spike(loss))
         self.progress.update(step, loss, scalars["tokens"])
+        self.watchdog.expect(f"step {step + 1}")
         scalars |= stage.observe(position) | self.progress.throughput()
         logged = step % self.config.logging.every == 0 or skipped or scalars["spike"] > 0
         # Those of a step that is not logged would be unknown to a resumed run.
@@ -223,11 +231,16 @@ class _Run:
         for step, scalars in self.queue.drain():
             self._record(step, scalars)
 
+    def _wait_long(self, what: str) -> None:
+        """Lets `what` take its time once all steps before it are done."""
+        self._drain()
+        self.watchdog.expect(what, slow=True)
+
     def _evaluate(self, step: int, state: TrainState) -> None:
         for evaluation in self.stage.evaluations:
             if step % evaluation.every and step != self.config.steps:
                 continue
-            self._drain()
+            self._wait_long(f"evaluation {evaluation.name} after step {step}")
             scalars, samples = evaluation.run(state)
             if scalars:
                 named = {f"{evaluation.name}/{key}": value for key, value in scalars.items()}
@@ -237,10 +250,11 @@ class _Run:
             if samples:
                 self.writer.samples(step, samples)
             self.progress.pause_clock()
+            self.watchdog.expect(f"step {step + 1}")
 
     def _save(self, step: int, state: TrainState, position: Position) -> None:
         """Saves after all metrics up to `step` are written, so that a resumed log has no gap."""
-        self._drain()
+        self._wait_long(f"the checkpoint of step {step}")
         self.writer.flush()
         lineage = self.stage.lineage(position) | {"stage": self.stage.name}
         self.checkpointer.save(
@@ -251,10 +265,12 @@ class _Run:
             lineage=lineage,
             model=self.stage.card,
         )
+        self.watchdog.expect(f"step {step + 1}")
 
     def _exit(self, step: int, state: TrainState, position: Position) -> None:
         started = time.monotonic()
         self._save(step, state, position)
+        self._wait_long(f"the checkpoint of step {step}")
         self.checkpointer.wait()
         self.progress.message(
             f"stopped by signal {self.stop.signal}: step {step} saved in "

@@ -1,9 +1,10 @@
-"""Two processes that run as one program."""
+"""Several processes that run as one program."""
 
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 
 
 def free_port() -> int:
@@ -14,12 +15,22 @@ def free_port() -> int:
 
 def run_pair(*words: object, env: dict[str, str] | None = None) -> list[tuple[int, str]]:
     """Runs `python WORDS` as two processes; returns the exit code and the output of each."""
+    return run_several(range(2), *words, env=env)
+
+
+def run_several(
+    numbers: Sequence[int],
+    *words: object,
+    env: dict[str, str] | None = None,
+    count: int | None = None,
+) -> list[tuple[int, str]]:
+    """Runs `python WORDS` as the processes `numbers` of `count`, which are all where it is None."""
     shared = os.environ | {
         "PYTHONPATH": os.pathsep.join(sys.path),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
-        "JAX_NUM_PROCESSES": "2",
+        "JAX_NUM_PROCESSES": str(count or len(numbers)),
     }
     processes = [
         subprocess.Popen(
@@ -29,10 +40,10 @@ def run_pair(*words: object, env: dict[str, str] | None = None) -> list[tuple[in
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for number in range(2)
+        for number in numbers
     ]
     try:
-        outputs = [process.communicate(timeout=200)[0] for process in processes]
+        outputs = [process.communicate(timeout=900)[0] for process in processes]
         return [(process.returncode, out) for process, out in zip(processes, outputs, strict=True)]
     finally:
         for process in processes:
