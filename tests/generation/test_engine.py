@@ -17,6 +17,7 @@ from instar.generation.sampling import SamplingConfig
 from instar.models.language_model import LanguageModel
 from instar.models.transformer import Execution
 from instar.sharding import rules
+from instar.sharding.attention import choose_attention
 from instar.sharding.execution import on_mesh
 from instar.sharding.mesh import MeshConfig, make_mesh
 
@@ -257,14 +258,18 @@ def test_more_requests_than_rows_take_turns():
 
 
 def test_a_mesh_draws_what_one_device_draws():
-    """Five prompts on a mesh that splits rows in two, parameters in two and heads in two."""
-    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4])
+    """Five prompts on a mesh that splits rows in two, parameters in two and heads in two.
+
+    Its axis `context`, which splits tokens where there is no cache, has nothing to split here.
+    """
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2, context=2))
     spec = with_mixer(SPECS["llama"], head_dim=6).replace(vocab_size=42, width=22)
     plain = LanguageModel(dataclasses.replace(spec, layers=_even(spec)))
     params = random_params(plain, 3)
     requests = [Request(p, c, 7) for p, c in zip(PROMPTS, [DRAWN, GREEDY] * 3, strict=False)]
     expected = Engine(plain).generate(params, requests)
-    model = plain.with_execution(on_mesh(mesh, Execution()))
+    execution = on_mesh(mesh, Execution(attend=choose_attention(mesh)))
+    model = plain.with_execution(execution)
     placed = jax.device_put(params, rules.param_shardings(mesh, model.axes, model.shapes))
     engine = Engine(model, mesh=mesh)
     with counted_compilations() as found:
