@@ -3,9 +3,9 @@
     python one_of_several.py STREAM FATE COMMAND [ARGUMENTS ...]
 
 STREAM is a folder, in which PROCESS.txt gets a line for each row: its number in the run and a hash
-of what is in it. FATE is `lives`, or what becomes of one process: `2:killed:6` kills process 2 with
-SIGKILL when it has given the sixth step of this start to its device, and `1:hangs:3` makes process
-1 wait for ever before it reads the rows of the third.
+of what is in it. FATE is `lives`, or what becomes of one process: `2:killed:6:4` kills process 2
+with SIGKILL when it has given the sixth step of this start to its device and the checkpoint of step
+4 is there, and `1:hangs:3` makes process 1 wait for ever before it reads the rows of the third.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def record_rows(folder: pathlib.Path, process: str) -> None:
     language.batches = batches
 
 
-def meet(what: str, number: int) -> None:
+def meet(what: str, number: int, checkpoint: pathlib.Path | None) -> None:
     """Lets this process be killed, or hang, at the step `number` of this start."""
     steps = 0
 
@@ -53,6 +53,8 @@ def meet(what: str, number: int) -> None:
         nonlocal steps
         steps += 1
         if steps == number:
+            while not checkpoint.exists():
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         original(self, step, metrics)
 
@@ -73,6 +75,7 @@ if __name__ == "__main__":
     process = os.environ.get("JAX_PROCESS_ID", "0")
     record_rows(pathlib.Path(stream), process)
     if fate.startswith(f"{process}:"):
-        _, what, number = fate.split(":")
-        meet(what, int(number))
+        _, what, number, *saved = fate.split(":")
+        workdir = pathlib.Path(arguments[arguments.index("--workdir") + 1])
+        meet(what, int(number), workdir / "checkpoints" / saved[0] if saved else None)
     sys.exit(cli.main(arguments))

@@ -64,14 +64,14 @@ def test_four_processes_then_two_then_one(run_config, finished_run, tiny_data, t
         return [code for code, _ in ended], "".join(output for _, output in ended)
 
     # Four: one is killed in the sixth step, after the checkpoint of the fourth.
-    codes, said = start(4, "2:killed:6", "--config.mesh.fsdp=4")
+    codes, said = start(4, "2:killed:6:4", "--config.mesh.fsdp=4")
     assert codes[2] == -signal.SIGKILL, said
     assert codes[:2] + codes[3:] == [RestartError.code] * 3, said
     assert said.count("process 2 on ") == 3 and said.count("is gone") == 3
     check_stream(tmp_path / "stream-4", tiny_data, 0, 4)
 
     # Two go on; the first, which all others depend on, is killed in step 10.
-    codes, said = start(2, "0:killed:6", "--config.mesh.data=2")
+    codes, said = start(2, "0:killed:6:8", "--config.mesh.data=2")
     assert "resumed from the checkpoint of step 4" in said
     # Where jax is the first to see that the first process is gone, it aborts.
     assert codes[0] == -signal.SIGKILL and codes[1] in (RestartError.code, ABORTED), said

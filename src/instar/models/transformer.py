@@ -16,9 +16,9 @@ from instar.models.layers import Attention, Mlp, Norm, Projection, Turns, turns_
 from instar.models.parameters import Initialization, normal, param
 
 Remat = Literal["none", "full", "dots", "attention"]
+Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 HeadKind = tuple[specs.Rotary, int]  # how it turns, and its size
 Routing = dict[str, dict]  # what routers did, under the names of their layers' parameters
-Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
 # The residual stream is split along the sequence by the devices that share heads and MLPs, which
 # gather it before either (sequence parallelism; Korthikanti et al. 2022, section 4.2.2).
@@ -51,6 +51,15 @@ class Execution:
     parts: Callable[[str], int] = lambda axis: 1
     attend: Attend = attend
     dispatch: Dispatch = dispatch_here
+
+    def summed(self, x: jax.Array) -> jax.Array:
+        """What devices that share heads or MLPs have each a part of, as the residual stream lies.
+
+        Where rows are split already, the compiler would gather them before it splits them further:
+        it is told of the state between.
+        """
+        x = self.constrain(x, WHOLE) if self.parts("sequence") > 1 else x
+        return self.constrain(x, RESIDUAL)
 
     def vocabulary(self, table: jax.Array) -> jax.Array:
         """A table [vocab, embed] for use: in the compute dtype, and whole along `embed`.
@@ -179,9 +188,9 @@ class Block(nnx.Module):
 
         constrain = context.execution.constrain
         mixed, cache = self.mix(constrain(self.mixer_norm(x), WHOLE), context, cache, index)
-        x = x + dropout(constrain(mixed, RESIDUAL), context.dropout, keys[0])
+        x = x + dropout(context.execution.summed(mixed), context.dropout, keys[0])
         fed, statistics = self.feed(constrain(self.mlp_norm(x), WHOLE), context)
-        x = x + dropout(constrain(fed, RESIDUAL), context.dropout, keys[1])
+        x = x + dropout(context.execution.summed(fed), context.dropout, keys[1])
         return constrain(x, RESIDUAL), cache, statistics
 
 
