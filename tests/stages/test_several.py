@@ -1,5 +1,6 @@
 """Runs of several processes: one dies or hangs, all end, and another number of them goes on."""
 
+import json
 import pathlib
 import re
 import signal
@@ -17,8 +18,8 @@ from instar.errors import RestartError
 SCRIPT = pathlib.Path(__file__).with_name("one_of_several.py")
 ABORTED = -signal.SIGABRT
 STEPS, ROWS = 12, 8  # of the run, and of a step
-# What tests/stages/test_pretrain.py does with two processes is left out here.
-SELDOM = ("--config.evaluation.every=100", "--config.evaluation.prompts=[]")
+SILENT = "--config.evaluation.prompts=[]"
+SELDOM = ("--config.evaluation.every=100", SILENT)
 
 
 def quick() -> dict[str, str]:
@@ -54,12 +55,19 @@ def check_stream(folder: pathlib.Path, data: pathlib.Path, first: int, last: int
     assert len(set(read)) == len(read) and set(read) <= set(expected)
 
 
+def evaluated(workdir: pathlib.Path) -> float:
+    """The loss of the evaluation after step 6, of which one process writes."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    (loss,) = [line["eval/loss"] for line in lines if line["step"] == 6 and "eval/loss" in line]
+    return loss
+
+
 def test_four_processes_then_two_then_one(run_config, finished_run, tiny_data, tmp_path):
     workdir = tmp_path / "run"
 
     def start(processes: int, fate: str, mesh: str) -> tuple[list[int], str]:
         stream = tmp_path / f"stream-{processes}"
-        arguments = ("pretrain", "--config", run_config, "--workdir", workdir, mesh, *SELDOM)
+        arguments = ("pretrain", "--config", run_config, "--workdir", workdir, mesh, SILENT)
         ended = run_several(range(processes), SCRIPT, stream, fate, *arguments, env=quick())
         return [code for code, _ in ended], "".join(output for _, output in ended)
 
@@ -70,12 +78,13 @@ def test_four_processes_then_two_then_one(run_config, finished_run, tiny_data, t
     assert said.count("process 2 on ") == 3 and said.count("is gone") == 3
     check_stream(tmp_path / "stream-4", tiny_data, 0, 4)
 
-    # Two go on; the first, which all others depend on, is killed in step 10.
+    # Two go on, and evaluate; the first, which all others depend on, is killed in step 10.
     codes, said = start(2, "0:killed:6:8", "--config.mesh.data=2")
     assert "resumed from the checkpoint of step 4" in said
     # Where jax is the first to see that the first process is gone, it aborts.
     assert codes[0] == -signal.SIGKILL and codes[1] in (RestartError.code, ABORTED), said
     check_stream(tmp_path / "stream-2", tiny_data, 4, 8)
+    assert evaluated(workdir) == pytest.approx(evaluated(finished_run), rel=1e-5)
 
     # One ends what they began.
     codes, said = start(1, "lives", "--config.mesh.data=1")

@@ -142,11 +142,7 @@ def fake_cluster(folder: pathlib.Path, instar: str) -> dict[str, str]:
     """An environment with an srun that runs one task here, and `instar` as a shell's words."""
     programs = folder / "bin"
     programs.mkdir(exist_ok=True)
-    for name, body in (
-        ("srun", 'exec "$@"'),
-        ("scontrol", "printf 'node7\\nnode8\\n'"),
-        ("instar", instar),
-    ):
+    for name, body in (("srun", 'exec "$@"'), ("instar", instar)):
         (programs / name).write_text(f"#!{shutil.which('bash')}\n{body}\n")
         (programs / name).chmod(0o755)
     return environment() | {"PATH": f"{programs}:{os.environ['PATH']}"}
@@ -299,7 +295,9 @@ def test_a_sweep_may_grow_but_neither_change_nor_lose_trials(folder, instar, mon
     (folder / "all/config.json").write_text("{}")
     assert "holds something else (config.json)" in instar("--emit=slurm")[2]
     (folder / "all/config.json").unlink()
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    told = {"COORDINATOR_ADDRESS": "here:1", "NUM_PROCESSES": "2", "PROCESS_ID": "0"}
+    for name, value in told.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
     assert "instar sweep is one process" in instar()[2]
 
 
@@ -320,11 +318,7 @@ def test_an_array_index_selects_its_trial(folder, instar, nodes):
     ):
         assert f"\n#SBATCH --{directive}\n" in text
 
-    variables = "$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID"
-    printing = f'set +u; echo "{variables}"; printf "%s\\n" "$@"'
-    env = fake_cluster(folder, printing)
-    env |= {"SLURM_JOB_NODELIST": "n[7-8]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}
-    env["SLURM_JOB_ID"] = "20005"
+    env = fake_cluster(folder, 'printf "%s\\n" "$@"')
     planned = plan_trials(
         read_trials(str(folder / "trials.py")),
         "pretrain",
@@ -340,8 +334,7 @@ def test_an_array_index_selects_its_trial(folder, instar, nodes):
             text=True,
             check=True,
         )
-        joined, *words = done.stdout.splitlines()
-        assert joined.split() == (["node7:10005", "2", "1"] if nodes == 2 else [])
+        words = done.stdout.splitlines()
         assert tuple(words) == trial.step.words
         assert f"{folder}/all/{NAMES[index]}" in words
     env["SLURM_ARRAY_TASK_ID"] = "4"

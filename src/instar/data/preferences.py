@@ -134,8 +134,7 @@ class Comparisons:
         if config.extra is not None:
             more = records(config.extra, "data.extra")
             count += len(more.items) + len(more.skipped)
-            items = read.items * config.repeat + _like(more.items, read.items)
-            read = joined(read, more, items)
+            read = joined(read, more, _with_more(read.items, more.items, config.repeat))
         groups = _grouped_ratings(read.items, config) if config.kind == "ratings" else read.items
         short = [_without(group, config.max_length) for group in groups]
         enough = [group for group in short if len(group.texts) > 1]
@@ -264,13 +263,22 @@ _READERS: dict[str, Callable[[Mapping[str, Any], CompletionEncoder], Any]] = {
 }
 
 
-def _like(rated: Sequence[RatedText], others: Sequence[RatedText]) -> list[RatedText]:
-    """The first with ratings of the others' mean and standard deviation."""
-    ratings, like = (np.asarray([each.rating for each in some]) for some in (rated, others))
-    moved = (ratings - ratings.mean()) * (like.std() / (ratings.std() or 1.0)) + like.mean()
-    return [
-        dataclasses.replace(each, rating=rating)
-        for each, rating in zip(rated, moved.tolist(), strict=True)
+def on_scale_of(ratings: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """`others` with the mean and the standard deviation of `ratings`: float64, of any number."""
+    others = np.asarray(others, np.float64)
+    if not len(others):
+        return others
+    return (others - others.mean()) * (np.std(ratings) / (others.std() or 1.0)) + np.mean(ratings)
+
+
+def _with_more(
+    rated: Sequence[RatedText], more: Sequence[RatedText], repeat: int
+) -> list[RatedText]:
+    """The rated texts `repeat` times, and more of them on their scale."""
+    ratings, others = (np.asarray([each.rating for each in some]) for some in (rated, more))
+    moved = on_scale_of(ratings, others).tolist()
+    return [*rated] * repeat + [
+        dataclasses.replace(each, rating=rating) for each, rating in zip(more, moved, strict=True)
     ]
 
 

@@ -11,6 +11,7 @@ from etils import epath
 from instar.data.completion_files import finite, required
 from instar.data.completions import Prompt, prompt_messages
 from instar.data.formats import READERS, Broken
+from instar.data.preferences import on_scale_of
 from instar.data.streams import DamagedFile
 from instar.errors import UserError
 
@@ -101,21 +102,20 @@ class BagOfWords:
         weights = np.ones(len(ratings)) if weights is None else np.asarray(weights, np.float64)
         more, more_ratings = ([], np.zeros(0)) if extra is None else extra
         vectorizer, features = _vectorized([*texts, *more])
-        targets = np.concatenate([ratings, _rescaled(more_ratings, ratings)])
+        targets = np.concatenate([ratings, on_scale_of(ratings, more_ratings)])
 
         def weighted(extra_weight: float) -> np.ndarray:
             return np.concatenate([weights, np.full(len(more), extra_weight)])
 
         count = len(texts)
         errors = {
-            alpha: _error(features[:count], ratings, weights, alpha, range(_FOLDS))
-            for alpha in _ALPHAS
+            alpha: _error(features[:count], ratings, weights, alpha, _FOLDS) for alpha in _ALPHAS
         }
         alpha, share = min(errors, key=errors.__getitem__), 0.0
         if len(more):
             # One fold: with many more texts each fit takes seconds.
             shares = {
-                share: _error(features, targets, weighted(share), alpha, range(1), count)
+                share: _error(features, targets, weighted(share), alpha, 1, count)
                 for share in _EXTRA_WEIGHTS
             }
             share = min(shares, key=shares.__getitem__)
@@ -157,14 +157,6 @@ def _vectorized(texts: Sequence[str]) -> tuple[Any, Any]:
         raise UserError(f"no bag of words can be made of these texts: {error}") from None
 
 
-def _rescaled(values: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """`values` with the mean and the standard deviation of `like`."""
-    values = np.asarray(values, np.float64)
-    if not len(values):
-        return values
-    return (values - values.mean()) * (like.std() / (values.std() or 1.0)) + like.mean()
-
-
 def _ridge(features: Any, targets: np.ndarray, weights: np.ndarray, alpha: float) -> Any:
     regression = _sklearn("linear_model").Ridge(alpha=alpha, solver="sparse_cg", tol=1e-3)
     return regression.fit(features, targets, sample_weight=weights)
@@ -175,21 +167,21 @@ def _error(
     targets: np.ndarray,
     weights: np.ndarray,
     alpha: float,
-    folds: range,
+    folds: int,
     count: int | None = None,
 ) -> float:
     """The weighted mean squared error on the first `count` rows, each predicted without its fold.
 
-    Of the `_FOLDS` folds of these rows those of `folds` are predicted; all other rows are learnt
+    Of the `_FOLDS` folds of these rows the first `folds` are predicted; all other rows are learnt
     from. `count` is that of all rows where it is None.
     """
     count = len(targets) if count is None else count
     fold_of = np.random.default_rng(0).permutation(count) % _FOLDS
     squares = np.zeros(count)
-    for fold in folds:
+    for fold in range(folds):
         held_out = np.flatnonzero(fold_of == fold)
         learnt = np.setdiff1d(np.arange(len(targets)), held_out)
         regression = _ridge(features[learnt], targets[learnt], weights[learnt], alpha)
         squares[held_out] = (regression.predict(features[held_out]) - targets[held_out]) ** 2
-    predicted = fold_of < len(folds)
+    predicted = fold_of < folds
     return float(np.average(squares[predicted], weights=weights[:count][predicted]))

@@ -7,7 +7,6 @@ come, so that no token is ever dropped. Along the other axes of a batch, tokens 
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from instar.models.experts import (
     expert_mlp,
     group_of,
 )
-from instar.sharding.rules import RULES
+from instar.sharding.rules import RULES, Rules, activation_spec
 
 (AXIS,) = RULES["experts"]
 KERNELS = {
@@ -32,9 +31,7 @@ KERNELS = {
 }
 
 
-def make_dispatch(
-    mesh: Mesh, rules: dict[str, tuple[str, ...]] = RULES, platform: str | None = None
-) -> Dispatch:
+def make_dispatch(mesh: Mesh, rules: Rules = RULES, platform: str | None = None) -> Dispatch:
     """The `Dispatch` of a mesh; the count of experts must divide over its axis.
 
     `platform` ("cpu", "gpu", "tpu") is that of the mesh's devices where None.
@@ -66,21 +63,11 @@ def make_dispatch(
     return dispatch_on_mesh
 
 
-def token_spec(
-    mesh: Mesh, rules: dict[str, tuple[str, ...]], shape: tuple[int, ...]
-) -> PartitionSpec:
-    """How [B, S, ...] lies on the mesh: along the first of each name's axes that divide its size.
-
-    It does not lie along the axes that split an expert's own matrices.
-    """
-
-    def fitting(name: str, size: int) -> tuple[str, ...] | None:
-        axes = tuple(axis for axis in rules.get(name, ()) if axis not in rules["mlp"])
-        while size % math.prod(mesh.shape[axis] for axis in axes):
-            axes = axes[:-1]
-        return axes or None
-
-    return PartitionSpec(fitting("batch", shape[0]), fitting("sequence", shape[1]), None)
+def token_spec(mesh: Mesh, rules: Rules, shape: tuple[int, ...]) -> PartitionSpec:
+    """How [B, S, ...] lies on the mesh: not along the axes that split an expert's own matrices."""
+    names = ("batch", "sequence", None)
+    apart = {name: tuple(a for a in rules[name] if a not in rules["mlp"]) for name in names[:2]}
+    return activation_spec(mesh, names, shape, apart)
 
 
 def _on_device(
@@ -91,7 +78,7 @@ def _on_device(
     *,
     spec: specs.Experts,
     mesh: Mesh,
-    rules: dict[str, tuple[str, ...]],
+    rules: Rules,
     platform: str,
 ) -> jax.Array:
     """What one device does for its own tokens, and with its own part of the kernels for others."""

@@ -5,7 +5,6 @@ name. `trials.json` says what is done, and is not done again; `instar.sweep` mak
 """
 
 import contextlib
-import os
 import pathlib
 import shlex
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from instar.evaluation.sweep_results import (
     finished,
     write_results,
 )
+from instar.sharding.places import find_place
 from instar.stages.steps import RECORD_SECONDS, Records, duration
 from instar.stages.sweep_emit import Cluster, emit
 from instar.stages.sweep_trials import (
@@ -98,9 +98,10 @@ def sweep(options: SweepOptions) -> None:
       RunError: some trials are not done; the others are.
       SystemExit: it was stopped by a signal; with 128 and its number.
     """
-    if os.environ.get("JAX_NUM_PROCESSES", "1") != "1":
+    place = find_place()
+    if place is not None:
         raise UserError(
-            "instar sweep is one process, and JAX_NUM_PROCESSES says that there are more: with "
+            f"instar sweep is one process, and there are {place.count} ({place.source}): with "
             "--emit each trial is a job of several processes"
         )
     folder = epath.Path(options.workdir)

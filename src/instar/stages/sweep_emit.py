@@ -43,16 +43,9 @@ _FOOTER = """\
   ;;
 esac
 """
-_ONE_NODE = """
+_RUN = """
+# Several processes find one another by what Slurm tells them.
 exec srun instar "$@"
-"""
-_SEVERAL_NODES = """
-nodes="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
-JAX_COORDINATOR_ADDRESS="${nodes%%$'\\n'*}:$((10000 + SLURM_JOB_ID % 20000))"
-JAX_NUM_PROCESSES="$SLURM_NTASKS"
-export JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES
-# shellcheck disable=SC2016 # each task has a number of its own
-exec srun bash -c 'JAX_PROCESS_ID="$SLURM_PROCID" exec instar "$@"' bash "$@"
 """
 
 
@@ -93,8 +86,7 @@ def slurm_script(trials: Sequence[Trial], name: str, workdir: str, cluster: Clus
     cases = (
         f"{index}) set -- {shlex.join(trial.step.words)} ;;\n" for index, trial in enumerate(trials)
     )
-    run = _ONE_NODE if cluster.nodes == 1 else _SEVERAL_NODES
-    return "".join([header, *cases, _FOOTER, run])
+    return "".join([header, *cases, _FOOTER, _RUN])
 
 
 def jobset(trial: Trial, index: int, name: str, cluster: Cluster) -> dict[str, Any]:
