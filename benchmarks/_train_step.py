@@ -34,8 +34,12 @@ class TrainStep:
     template: TrainState
     layout: BatchLayout
 
-    def compile(self) -> jax.stages.Compiled:
-        """The program, for which no array is made."""
+    def compile(self, platform: str | None = None) -> jax.stages.Compiled:
+        """The program, for which no array is made.
+
+        With a `platform` the step is written as for that one, and compiled for the devices of the
+        mesh all the same.
+        """
         layout, length = self.layout, self.config.data.sequence_length
         shape = (layout.microbatches, layout.microbatch, length)
         sharding = rules.row_sharding(layout.mesh, leading=1)
@@ -43,7 +47,9 @@ class TrainStep:
         inputs["weights"] = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
         whole = rules.replicated(layout.mesh)
         inputs["microbatches"] = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
-        return self.step.lower(self.template, None, inputs).compile()
+        platforms = None if platform is None else (platform,)
+        traced = self.step.trace(self.template, None, inputs)
+        return traced.lower(lowering_platforms=platforms).compile()
 
     def state(self) -> TrainState:
         """Fresh parameters and an optimiser that has done nothing."""

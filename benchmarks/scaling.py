@@ -7,9 +7,11 @@ program's exchanges (see `_collectives`), memory is that of its arguments and of
 between. A row for each device, so that a device has the same work on every mesh. All is in float32:
 in bfloat16 activations and gathered weights are half of that, and gradients are not.
 
-The programs are those of XLA's CPU backend. It sums gradients by an all-reduce of which a device
-keeps its part, where those for GPUs and TPUs make a reduce-scatter of half the bytes; and it keeps
-the weights of attention of a layer, where their kernels do not. Without a plot: --plot ''.
+The step is written as for a TPU (of the few operations that have a form for CPUs alone, none is in
+it) and partitioned by XLA, but finished by its CPU backend. That sums gradients by an all-reduce of
+which a device keeps its part, where those for GPUs and TPUs make a reduce-scatter of half the
+bytes; it keeps the weights of attention of a layer, where their kernels do not; and tokens find
+their experts by a gather, for want of `ragged_all_to_all`. Without a plot: --plot ''.
 """
 
 import argparse
@@ -58,7 +60,7 @@ def measure(model: dict, mesh_sizes: dict[str, int], devices: int, length: int) 
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
     train = make_train_step(config, mesh)
     started = time.perf_counter()
-    compiled = train.compile()
+    compiled = train.compile("tpu")
     seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
     sent = bytes_by_axes(collectives(compiled.as_text(), devices), dict(mesh.shape))

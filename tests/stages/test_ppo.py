@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from runs import environment, final_fingerprint, instar, losses
+from several import run_pair
 
 from instar import load
 from instar.errors import UserError
@@ -175,6 +176,19 @@ def test_a_run_that_is_killed_and_stopped_goes_on_bit_for_bit(folder, settings, 
         assert {n: found[n] for n in found.keys() - clock} == {
             n: expected[n] for n in expected.keys() - clock
         }
+
+
+def test_two_processes_come_to_what_one_comes_to(folder, settings, alone):
+    words, env = command(settings, folder / "two")
+    for code, said in run_pair(*words[1:], env=env):
+        assert code == 0, said
+    # Later, rounding may have led to another token.
+    for found, expected in zip(logged(folder / "two")[:2], logged(alone)[:2], strict=True):
+        names = ("score", "gold/short", "kl", "entropy", "loss", "ptx_loss", "length")
+        assert {n: found[n] for n in names} == pytest.approx(
+            {n: expected[n] for n in names}, rel=1e-3, abs=1e-5
+        )
+    assert len(logged(folder / "two")) == STEPS and logged(folder / "two", "held_out/win_rate")
 
 
 def test_what_a_run_leaves(alone, folder, finished_run):
