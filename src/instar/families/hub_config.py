@@ -2,7 +2,7 @@
 
 import reprlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from instar.errors import UserError
@@ -66,6 +66,17 @@ class HubConfig:
         if not isinstance(value, str) or value not in choices:
             raise self.error(name, f"must be one of {', '.join(choices)}, not {value!r}")
         return choices[value]
+
+    def names(self, name: str, choices: Collection[str]) -> list[str]:
+        """A list of some of these names."""
+        value = self._get(name, _MISSING)
+        if not isinstance(value, list) or any(
+            not isinstance(each, str) or each not in choices for each in value
+        ):
+            raise self.error(
+                name, f"must be a list of {' or '.join(choices)}, not {reprlib.repr(value)}"
+            )
+        return value
 
     def section(self, name: str) -> "HubConfig":
         """The fields below a field."""

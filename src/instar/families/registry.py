@@ -111,6 +111,8 @@ def build_spec(config: ModelConfig, *, vocab_size: int, max_positions: int) -> M
         **{name: getattr(config, name) for name in OWN_FIELDS},
     }
     given = {name: value for name, value in options.items() if value is not None}
-    spec = FAMILIES[config.family].build(**config.shape(), **given)
+    family = FAMILIES[config.family]
+    variant = family.variants.get(config.size, {})
+    spec = family.build(**{**config.shape(), **variant, **given})
     spec.check()
     return spec

@@ -1,0 +1,90 @@
+"""Qwen 3 with experts (Yang et al. 2025, section 2): many small ones in every layer."""
+
+import dataclasses
+from typing import Any
+
+from instar.families import llama, mixtral, qwen3
+from instar.families.family import Family, HubFormat
+from instar.families.hub_config import HubConfig
+from instar.families.layout import Layout, Tensor, linear
+from instar.models.spec import Layer, ModelSpec
+
+
+def qwen3_moe(
+    *,
+    experts: int = 128,
+    experts_per_token: int = 8,
+    router_bias: bool = False,
+    normalise: bool = True,
+    **options: Any,
+) -> ModelSpec:
+    """A Qwen 3 with experts; see `llama.llama` for the options, which describe each expert too.
+
+    `normalise` divides the weights of a token's experts by their sum.
+    """
+    spec = qwen3.qwen3(**options)
+    return _weighted(mixtral.with_experts(spec, experts, experts_per_token, router_bias), normalise)
+
+
+def _weighted(spec: ModelSpec, normalise: bool) -> ModelSpec:
+    ((depth, (layer,)),) = spec.layers
+    layer = dataclasses.replace(layer, mlp=dataclasses.replace(layer.mlp, normalise=normalise))
+    return spec.replace(layers=((depth, (layer,)),))
+
+
+def read_config(config: HubConfig) -> ModelSpec:
+    """The spec of a Qwen3MoeForCausalLM that has experts in every layer."""
+    config.expect(decoder_sparse_step=1, mlp_only_layers=[])
+    spec = qwen3.read_config(config)
+    count, top_k = config.integer("num_experts"), config.integer("num_experts_per_tok")
+    if top_k > count:
+        raise config.error("num_experts_per_tok", f"({top_k}) exceeds num_experts ({count})")
+    ((depth, (layer,)),) = spec.layers
+    expert = dataclasses.replace(layer.mlp, width=config.integer("moe_intermediate_size"))
+    spec = spec.replace(layers=((depth, (dataclasses.replace(layer, mlp=expert),)),))
+    normalise = config.flag("norm_topk_prob", False)
+    return _weighted(mixtral.with_experts(spec, count, top_k), normalise)
+
+
+def write_config(spec: ModelSpec) -> dict[str, Any]:
+    """The fields of a Qwen3MoeForCausalLM's config.json."""
+    ((depth, (layer,)),) = spec.layers
+    dense = dataclasses.replace(layer, mlp=layer.mlp.expert)
+    return llama.write_config(spec.replace(layers=((depth, (dense,)),))) | {
+        "moe_intermediate_size": layer.mlp.expert.width,
+        "num_experts": layer.mlp.count,
+        "num_experts_per_tok": layer.mlp.top_k,
+        "norm_topk_prob": layer.mlp.normalise,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
+def layer_tensors(layer: Layer) -> list[Tensor]:
+    """A layer: Qwen 3's, with a router (`gate`) and the matrices of each expert."""
+    dense = llama.layer_tensors(dataclasses.replace(layer, mlp=layer.mlp.expert))
+    stem = "model.layers.{layer}.mlp."
+    tensors = [tensor for tensor in dense if ".mlp." not in tensor.name]
+    tensors += linear(f"{stem}gate", "mlp.router", "embed", "experts")
+    for name, inputs, outputs in (
+        ("gate", "embed", "mlp"),
+        ("up", "embed", "mlp"),
+        ("down", "mlp", "embed"),
+    ):
+        expert = f"{stem}experts.{{expert}}.{name}_proj"
+        tensors += linear(expert, f"mlp.{name}", inputs, outputs)
+    return tensors
+
+
+FAMILY = Family(
+    "qwen3_moe",
+    qwen3_moe,
+    options=("experts", "experts_per_token", "router_bias"),
+    hub=HubFormat(
+        ("qwen3_moe",),
+        "Qwen3MoeForCausalLM",
+        read_config,
+        write_config,
+        Layout(llama.outer_tensors, layer_tensors, llama.LAYOUT.ignored, llama.LAYOUT.prefix),
+    ),
+)
