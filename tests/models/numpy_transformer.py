@@ -63,7 +63,8 @@ def places_and_blocks(tokens, positions, segments, prefix) -> tuple[np.ndarray, 
     places, blocks = positions.copy(), positions.copy()
     for text in set(segments):
         here = np.flatnonzero(segments == text)
-        at = {int(token): int(positions[i]) for i, token in zip(here[::-1], tokens[here[::-1]], strict=True)}
+        backwards = zip(tokens[here[::-1]], positions[here[::-1]], strict=True)
+        at = {int(token): int(position) for token, position in backwards}
         start = at.get(prefix.start_id, len(tokens))
         masked = next((at[token] for token in prefix.mask_ids if token in at), 0)
         for i in here:
