@@ -53,7 +53,7 @@ def test_every_field_of_the_config_reaches_the_spec(family):
         "width": 40,
         "heads": 6,
         "kv_heads": 2,
-        "head_dim": 10,
+        "head_dim": 16,
         "mlp_width": 70,
         "vocab_size": 130,
         "max_positions": 77,
@@ -61,18 +61,19 @@ def test_every_field_of_the_config_reaches_the_spec(family):
     }
     for tied in (True, False):
         spec = build(family=family, tied=tied, **fields)
-        mixer, mlp = only_layer(spec).mixer, only_layer(spec).mlp
-        assert {
-            "depth": spec.depth,
-            "width": spec.width,
-            "heads": mixer.heads,
-            "kv_heads": mixer.kv_heads,
-            "head_dim": mixer.head_dim,
-            "mlp_width": getattr(mlp, "expert", mlp).width,
-            "vocab_size": spec.vocab_size,
-            "max_positions": spec.max_positions,
-            "qk_norm": mixer.qk_norm is not None,
-        } == fields
+        for layer in spec.each_layer():
+            mixer, mlp = layer.mixer, layer.mlp
+            assert {
+                "depth": spec.depth,
+                "width": spec.width,
+                "heads": mixer.heads,
+                "kv_heads": mixer.kv_heads,
+                "head_dim": mixer.head_dim,
+                "mlp_width": getattr(mlp, "expert", mlp).width,
+                "vocab_size": spec.vocab_size,
+                "max_positions": spec.max_positions,
+                "qk_norm": mixer.qk_norm is not None,
+            } == fields
         assert spec.tied is tied
 
 

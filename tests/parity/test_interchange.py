@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import readme_family
 from interchange_examples import SPECS, TEXTS, make_model
 
 import instar
@@ -176,6 +177,15 @@ def test_a_folder_of_transformers_gives_the_same_logits_and_comes_back(family, o
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     assert theirs(again, tokens_of(17)).tobytes() == theirs(model, tokens_of(17)).tobytes()
+
+
+def test_the_family_that_the_readme_adds(monkeypatch, tmp_path):
+    (tmp_path / "families").mkdir()
+    readme_family.added(monkeypatch, tmp_path / "families")
+    options = QWEN | {"hidden_size": 96, "layer_norm_eps": 1e-4, "partial_rotary_factor": 0.25}
+    model = build("StableLm", options)
+    model.save_pretrained(tmp_path / "theirs")
+    assert_same_logits(instar.load(tmp_path / "theirs"), model)
 
 
 def test_a_model_without_a_tokenizer_ends_at_no_token_that_transformers_assumes(tmp_path):

@@ -33,12 +33,13 @@ def baichuan(
     **options: Any,
 ) -> ModelSpec:
     """A Baichuan of any size; see `llama.llama` for the options."""
-    spec = llama.llama(vocab_size=vocab_size, **options)
-    ((depth, (layer,)),) = spec.layers
-    if alibi:
+    spec = llama.llama(vocab_size=vocab_size, **options).replace(head_normed=head_normed)
+
+    def change(layer: Layer) -> Layer:
         mixer = dataclasses.replace(layer.mixer, rotary=None, alibi=True)
-        layer = dataclasses.replace(layer, mixer=mixer)
-    return spec.replace(layers=((depth, (layer,)),), head_normed=head_normed)
+        return dataclasses.replace(layer, mixer=mixer)
+
+    return spec.map_layers(change) if alibi else spec
 
 
 def read_config(config: HubConfig) -> ModelSpec:
@@ -49,13 +50,12 @@ def read_config(config: HubConfig) -> ModelSpec:
     """
     config.expect(num_key_value_heads=None, head_dim=None, mlp_bias=False, attention_bias=False)
     alibi = not config.has("max_position_embeddings")
-    if alibi:
-        config.integer("model_max_length")
     positions = config.integer("model_max_length" if alibi else "max_position_embeddings")
     width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     if width % heads:
         raise config.error("hidden_size", f"({width}) is not a multiple of {heads} heads")
     config.expect(rope_scaling=None)
+    config.choice("hidden_act", llama.ACTIVATIONS, "silu")
     return baichuan(
         depth=config.integer("num_hidden_layers", most=llama.MOST_LAYERS),
         width=width,
@@ -66,7 +66,7 @@ def read_config(config: HubConfig) -> ModelSpec:
         tied=config.flag("tie_word_embeddings", False),
         norm_epsilon=config.number("rms_norm_eps", 1e-6),
         alibi=alibi,
-        head_normed=config.has("z_loss_weight"),
+        head_normed=config.number("z_loss_weight", None, zero=True) is not None,
     )
 
 
@@ -82,10 +82,9 @@ def write_config(spec: ModelSpec) -> dict[str, Any]:
         "rms_norm_eps": layer.norm.epsilon,
         "vocab_size": spec.vocab_size,
         "tie_word_embeddings": spec.tied,
-        "model_max_length": spec.max_positions,
     }
-    if not layer.mixer.alibi:
-        fields["max_position_embeddings"] = spec.max_positions
+    positions = "model_max_length" if layer.mixer.alibi else "max_position_embeddings"
+    fields[positions] = spec.max_positions
     return fields | ({"z_loss_weight": 0} if spec.head_normed else {})
 
 

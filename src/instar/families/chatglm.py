@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from instar.errors import UserError
 from instar.families import glm
 from instar.families.family import Family, HubFormat
 from instar.families.hub_config import MOST_LAYERS, HubConfig
@@ -26,6 +27,7 @@ def read_config(config: HubConfig) -> ModelSpec:
         quantization_bit=0,
         pre_seq_len=None,
     )
+    config.flag("tie_word_embeddings", False)  # whatever it says, the head is its own
     heads = config.integer("num_attention_heads")
     multi_query = config.flag("multi_query_attention", False)
     return glm.glm(
@@ -43,7 +45,13 @@ def read_config(config: HubConfig) -> ModelSpec:
 
 
 def write_config(spec: ModelSpec) -> dict[str, Any]:
-    """The fields of such a model's config.json."""
+    """The fields of such a model's config.json.
+
+    Raises:
+      UserError: the head is the table of tokens, which that class cannot say.
+    """
+    if spec.tied:
+        raise UserError("ChatGLMModel has a head of its own")
     layer = spec.each_layer()[0]
     mixer = layer.mixer
     return {
@@ -54,7 +62,6 @@ def write_config(spec: ModelSpec) -> dict[str, Any]:
         "multi_query_group_num": mixer.kv_heads,
         "kv_channels": mixer.head_dim,
         "ffn_hidden_size": layer.mlp.width,
-        "vocab_size": spec.vocab_size,
         "padded_vocab_size": spec.vocab_size,
         "seq_length": spec.max_positions,
         "layernorm_epsilon": layer.norm.epsilon,

@@ -6,6 +6,7 @@ read, scaled as in DeepNorm.
 
 from typing import Any
 
+from instar.errors import UserError
 from instar.families.family import Family, HubFormat
 from instar.families.hub_config import MOST_LAYERS, HubConfig
 from instar.families.layout import BY_HEAD, BY_HEAD_FOLD, Layout, Tensor, fused, linear, norm, table
@@ -24,7 +25,7 @@ def chatglm1(
     mlp_width: int | None = None,
     vocab_size: int = 130_528,
     max_positions: int = 2048,
-    tied: bool = True,
+    tied: bool = False,
     start_id: int = 130_004,
     mask_ids: tuple[int, ...] = (130_001, 130_000),
     residual_scale: float = 56**0.5,
@@ -55,6 +56,7 @@ def chatglm1(
 def read_config(config: HubConfig) -> ModelSpec:
     """The spec of a ChatGLMModel of the first generation."""
     config.expect(position_encoding_2d=True, quantization_bit=0, pre_seq_len=None)
+    config.flag("tie_word_embeddings", False)  # whatever it says, the head is its own
     width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     if width % heads:
         raise config.error("hidden_size", f"({width}) is not a multiple of {heads} heads")
@@ -65,8 +67,6 @@ def read_config(config: HubConfig) -> ModelSpec:
         mlp_width=config.integer("inner_hidden_size"),
         vocab_size=config.integer("vocab_size"),
         max_positions=config.integer("max_sequence_length"),
-        # Its code unties the head from the table, and stores both.
-        tied=False,
         start_id=config.integer("bos_token_id"),
         mask_ids=(config.integer("gmask_token_id"), config.integer("mask_token_id")),
         norm_epsilon=config.number("layernorm_epsilon", 1e-5),
@@ -74,7 +74,13 @@ def read_config(config: HubConfig) -> ModelSpec:
 
 
 def write_config(spec: ModelSpec) -> dict[str, Any]:
-    """The fields of such a model's config.json."""
+    """The fields of such a model's config.json.
+
+    Raises:
+      UserError: the head is the table of tokens, which that class cannot say.
+    """
+    if spec.tied:
+        raise UserError("ChatGLMModel has a head of its own")
     layer = spec.each_layer()[0]
     gmask, mask = spec.prefix.mask_ids
     return {
@@ -89,7 +95,7 @@ def write_config(spec: ModelSpec) -> dict[str, Any]:
         "bos_token_id": spec.prefix.start_id,
         "gmask_token_id": gmask,
         "mask_token_id": mask,
-        "tie_word_embeddings": spec.tied,
+        "tie_word_embeddings": False,
     }
 
 

@@ -7,6 +7,7 @@ each group of heads and a norm for each branch; Falcon 2 (11B) the groups and on
 from typing import Any
 
 from instar.errors import UserError
+from instar.families import llama
 from instar.families.family import Family, HubFormat
 from instar.families.hub_config import MOST_LAYERS, HubConfig
 from instar.families.layout import (
@@ -85,15 +86,13 @@ def read_config(config: HubConfig) -> ModelSpec:
     if width % heads:
         raise config.error("hidden_size", f"({width}) is not a multiple of {heads} heads")
     grouped = config.flag("new_decoder_architecture", False)
-    norms, kv_heads = 1, 1
-    if grouped:
-        norms = config.integer("num_ln_in_parallel_attn", 2, most=2)
-        kv_heads = config.integer("num_kv_heads", heads)
-    else:
+    norms = config.integer("num_ln_in_parallel_attn", 2 if grouped else 1, most=2)
+    kv_heads = config.integer("num_kv_heads", heads)
+    if not grouped:
         config.expect(parallel_attn=True, multi_query=True)
-    config.expect(rope_scaling=None)
-    parameters = config.section("rope_parameters") if config.has("rope_parameters") else config
-    parameters.expect(rope_type="default")
+        norms, kv_heads = 1, 1
+    config.expect(partial_rotary_factor=1.0)
+    theta, _ = llama.read_plain_rotary(config)
     return falcon(
         depth=config.integer("num_hidden_layers", most=MOST_LAYERS),
         width=width,
@@ -106,7 +105,7 @@ def read_config(config: HubConfig) -> ModelSpec:
         norms=norms,
         bias=config.flag("bias", False),
         activation=config.choice("activation", ACTIVATIONS, "gelu"),
-        rope_theta=parameters.number("rope_theta", 10_000.0),
+        rope_theta=theta,
         norm_epsilon=config.number("layer_norm_epsilon", 1e-5),
     )
 

@@ -3,7 +3,7 @@
 import itertools
 from typing import Any
 
-from instar.families import gemma
+from instar.families import gemma, llama
 from instar.families.family import Family, HubFormat
 from instar.families.hub_config import HubConfig
 from instar.models.spec import Activation, Attention, ModelSpec, Rotary
@@ -63,9 +63,8 @@ def gemma2(
 
 def read_config(config: HubConfig) -> ModelSpec:
     """The spec of a Gemma2ForCausalLM."""
-    config.expect(rope_scaling=None)
-    stated = config.section("rope_parameters") if config.has("rope_parameters") else config
-    stated.expect(rope_type="default")
+    config.expect(partial_rotary_factor=1.0)
+    theta, _ = llama.read_plain_rotary(config)
     heads, windowed = config.integer("num_attention_heads"), gemma.read_kinds(config, every=2)
     return gemma2(
         depth=len(windowed),
@@ -77,7 +76,7 @@ def read_config(config: HubConfig) -> ModelSpec:
         scale_size=config.integer("query_pre_attn_scalar", 256),
         softcap=config.number("attn_logit_softcapping", None),
         logit_softcap=config.number("final_logit_softcapping", None),
-        rope_theta=stated.number("rope_theta", 10_000.0),
+        rope_theta=theta,
         **gemma.read_shape(config),
     )
 

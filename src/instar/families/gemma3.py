@@ -85,11 +85,15 @@ def read_config(config: HubConfig) -> ModelSpec:
 
 def read_rotary(config: HubConfig) -> dict[str, Rotary]:
     """How layers of either kind turn."""
+    thetas = {
+        gemma.WHOLE: config.number("rope_theta", 1_000_000.0),
+        gemma.WINDOWED: config.number("rope_local_base_freq", 10_000.0),
+    }
     if not config.has("rope_parameters"):
-        local = config.number("rope_local_base_freq", 10_000.0)
-        return {gemma.WHOLE: llama.read_rotary(config, 0), gemma.WINDOWED: Rotary(local)}
+        local = Rotary(thetas[gemma.WINDOWED])
+        return {gemma.WHOLE: llama.read_rotary(config, 0), gemma.WINDOWED: local}
     found, stated = {}, config.section("rope_parameters")
-    for kind, theta in ((gemma.WHOLE, 1_000_000.0), (gemma.WINDOWED, 10_000.0)):
+    for kind, theta in thetas.items():
         section = stated.section(kind)
         section.expect(partial_rotary_factor=1.0)
         kinds = {"default": None, "linear": LinearScaling}

@@ -7,7 +7,7 @@ The models of April 2025 (`around`) have a norm on either side of each branch.
 import dataclasses
 from typing import Any
 
-from instar.families import llama, qwen2
+from instar.families import llama
 from instar.families.family import Family, HubFormat
 from instar.families.hub_config import MOST_LAYERS, HubConfig
 from instar.families.layout import GATE_UP, Layout, Tensor, fused, norm
@@ -24,14 +24,16 @@ def glm(
 ) -> ModelSpec:
     """A GLM-4 of any size; see `llama.llama` for the options."""
     spec = llama.llama(**{"norm_epsilon": 1e-5, **options})
-    ((depth, (layer,)),) = (qwen2.with_biases(spec) if bias else spec).layers
     rotary = Rotary(rope_theta, rotary_fraction, "interleaved")
-    layer = dataclasses.replace(
-        layer,
-        mixer=dataclasses.replace(layer.mixer, rotary=rotary),
-        arrangement="sandwich" if around else "pre_norm",
-    )
-    return spec.replace(layers=((depth, (layer,)),))
+
+    def change(layer: Layer) -> Layer:
+        return dataclasses.replace(
+            layer,
+            mixer=dataclasses.replace(layer.mixer, rotary=rotary, bias=bias),
+            arrangement="sandwich" if around else "pre_norm",
+        )
+
+    return spec.map_layers(change)
 
 
 def read_config(config: HubConfig) -> ModelSpec:
@@ -45,19 +47,17 @@ def read_config_around(config: HubConfig) -> ModelSpec:
 
 
 def _read(config: HubConfig, around: bool) -> ModelSpec:
-    config.expect(hidden_act="silu", rope_scaling=None)
-    stated = config.section("rope_parameters") if config.has("rope_parameters") else config
-    stated.expect(rope_type="default")
+    config.expect(hidden_act="silu")
+    theta, fraction = llama.read_plain_rotary(config, 0.5)
     heads = config.integer("num_attention_heads")
     head_dim = config.integer("head_dim", 128)
-    fraction = stated.number("partial_rotary_factor", 0.5)
     if fraction > 1 or int(head_dim * fraction) % 2 or int(head_dim * fraction) < 2:
         raise config.error("partial_rotary_factor", f"({fraction}) does not fit {head_dim}")
     return glm(
         around=around,
         bias=config.flag("attention_bias", True),
         rotary_fraction=int(head_dim * fraction) / head_dim,
-        rope_theta=stated.number("rope_theta", 10_000.0),
+        rope_theta=theta,
         depth=config.integer("num_hidden_layers", most=MOST_LAYERS),
         width=config.integer("hidden_size"),
         heads=heads,

@@ -65,10 +65,9 @@ def read_config(config: HubConfig) -> ModelSpec:
     width, heads = config.integer("hidden_size"), config.integer("num_heads")
     if width % heads:
         raise config.error("hidden_size", f"({width}) is not a multiple of num_heads ({heads})")
-    depth = config.integer("num_layers", most=MOST_LAYERS)
-    kinds = config.names("attention_layers", ("global", "local"))
+    depth, kinds = config.integer("num_layers", most=MOST_LAYERS), read_kinds(config)
     if len(kinds) != depth:
-        raise config.error("attention_layers", f"names {len(kinds)} layers, and there are {depth}")
+        raise config.error("attention_types", f"names {len(kinds)} layers, and there are {depth}")
     return gpt_neo(
         depth=depth,
         width=width,
@@ -84,6 +83,21 @@ def read_config(config: HubConfig) -> ModelSpec:
     )
 
 
+def read_kinds(config: HubConfig) -> list[str]:
+    """What each layer is, of pairs [kinds, how often they follow one another]."""
+    kinds: list[str] = []
+    try:
+        for names, count in config.raw("attention_types"):
+            if not 0 < count <= MOST_LAYERS or not {*names} <= {"global", "local"}:
+                raise ValueError
+            kinds += list(names) * count
+    except (TypeError, ValueError):
+        raise config.error(
+            "attention_types", 'must be a list of pairs such as [["global", "local"], 12]'
+        ) from None
+    return kinds
+
+
 def write_config(spec: ModelSpec) -> dict[str, Any]:
     """The fields of a GPTNeoForCausalLM's config.json."""
     layers = spec.each_layer()
@@ -97,7 +111,6 @@ def write_config(spec: ModelSpec) -> dict[str, Any]:
         "intermediate_size": layers[0].mlp.width,
         "max_position_embeddings": spec.max_positions,
         "attention_types": [[[kind], 1] for kind in kinds],
-        "attention_layers": kinds,
         "window_size": max(windows, default=256),
         "activation_function": names[layers[0].mlp.activation],
         "layer_norm_epsilon": layers[0].norm.epsilon,

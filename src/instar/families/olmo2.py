@@ -17,10 +17,12 @@ def olmo2(**options: Any) -> ModelSpec:
 
 def _rearranged(spec: ModelSpec) -> ModelSpec:
     """A LLaMA's spec with the norms where OLMo 2 has them."""
-    ((depth, (layer,)),) = spec.layers
-    mixer = dataclasses.replace(layer.mixer, qk_norm=layer.norm, qk_norm_over="all")
-    layer = dataclasses.replace(layer, mixer=mixer, arrangement="output_norm")
-    return spec.replace(layers=((depth, (layer,)),))
+
+    def change(layer: Layer) -> Layer:
+        mixer = dataclasses.replace(layer.mixer, qk_norm=layer.norm, qk_norm_over="all")
+        return dataclasses.replace(layer, mixer=mixer, arrangement="output_norm")
+
+    return spec.map_layers(change)
 
 
 def read_config(config: HubConfig) -> ModelSpec:

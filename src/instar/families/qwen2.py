@@ -6,7 +6,7 @@ from typing import Any
 from instar.families import llama
 from instar.families.family import Family, HubFormat
 from instar.families.hub_config import HubConfig
-from instar.models.spec import ModelSpec
+from instar.models.spec import Layer, ModelSpec
 
 
 def qwen2(**options: Any) -> ModelSpec:
@@ -16,9 +16,11 @@ def qwen2(**options: Any) -> ModelSpec:
 
 def with_biases(spec: ModelSpec) -> ModelSpec:
     """The same model with biases of queries, keys and values."""
-    ((depth, (layer,)),) = spec.layers
-    biased = dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, bias=True))
-    return spec.replace(layers=((depth, (biased,)),))
+
+    def change(layer: Layer) -> Layer:
+        return dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, bias=True))
+
+    return spec.map_layers(change)
 
 
 def read_config(config: HubConfig) -> ModelSpec:

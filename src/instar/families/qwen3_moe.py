@@ -27,9 +27,11 @@ def qwen3_moe(
 
 
 def _weighted(spec: ModelSpec, normalise: bool) -> ModelSpec:
-    ((depth, (layer,)),) = spec.layers
-    layer = dataclasses.replace(layer, mlp=dataclasses.replace(layer.mlp, normalise=normalise))
-    return spec.replace(layers=((depth, (layer,)),))
+
+    def change(layer: Layer) -> Layer:
+        return dataclasses.replace(layer, mlp=dataclasses.replace(layer.mlp, normalise=normalise))
+
+    return spec.map_layers(change)
 
 
 def read_config(config: HubConfig) -> ModelSpec:
@@ -39,22 +41,24 @@ def read_config(config: HubConfig) -> ModelSpec:
     count, top_k = config.integer("num_experts"), config.integer("num_experts_per_tok")
     if top_k > count:
         raise config.error("num_experts_per_tok", f"({top_k}) exceeds num_experts ({count})")
-    ((depth, (layer,)),) = spec.layers
-    expert = dataclasses.replace(layer.mlp, width=config.integer("moe_intermediate_size"))
-    spec = spec.replace(layers=((depth, (dataclasses.replace(layer, mlp=expert),)),))
+    width = config.integer("moe_intermediate_size")
+
+    def change(layer: Layer) -> Layer:
+        return dataclasses.replace(layer, mlp=dataclasses.replace(layer.mlp, width=width))
+
+    spec = spec.map_layers(change)
     normalise = config.flag("norm_topk_prob", False)
     return _weighted(mixtral.with_experts(spec, count, top_k), normalise)
 
 
 def write_config(spec: ModelSpec) -> dict[str, Any]:
     """The fields of a Qwen3MoeForCausalLM's config.json."""
-    ((depth, (layer,)),) = spec.layers
-    dense = dataclasses.replace(layer, mlp=layer.mlp.expert)
-    return llama.write_config(spec.replace(layers=((depth, (dense,)),))) | {
-        "moe_intermediate_size": layer.mlp.expert.width,
-        "num_experts": layer.mlp.count,
-        "num_experts_per_tok": layer.mlp.top_k,
-        "norm_topk_prob": layer.mlp.normalise,
+    mlp = spec.each_layer()[0].mlp
+    return llama.write_config(mixtral.dense(spec)) | {
+        "moe_intermediate_size": mlp.expert.width,
+        "num_experts": mlp.count,
+        "num_experts_per_tok": mlp.top_k,
+        "norm_topk_prob": mlp.normalise,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
     }
@@ -62,9 +66,9 @@ def write_config(spec: ModelSpec) -> dict[str, Any]:
 
 def layer_tensors(layer: Layer) -> list[Tensor]:
     """A layer: Qwen 3's, with a router (`gate`) and the matrices of each expert."""
-    dense = llama.layer_tensors(dataclasses.replace(layer, mlp=layer.mlp.expert))
+    one = llama.layer_tensors(dataclasses.replace(layer, mlp=layer.mlp.expert))
     stem = "model.layers.{layer}.mlp."
-    tensors = [tensor for tensor in dense if ".mlp." not in tensor.name]
+    tensors = [tensor for tensor in one if ".mlp." not in tensor.name]
     tensors += linear(f"{stem}gate", "mlp.router", "embed", "experts")
     for name, inputs, outputs in (
         ("gate", "embed", "mlp"),

@@ -3,6 +3,8 @@
 A family is a file in this room that holds a `FAMILY`; nothing else lists it.
 """
 
+import dataclasses
+import functools
 import importlib
 import pkgutil
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from instar import families
 from instar.errors import UserError
 from instar.families.family import Family
-from instar.models.spec import ModelSpec
+from instar.models.spec import Layer, ModelSpec
 
 SHAPE_FIELDS = ("depth", "width", "heads", "mlp_width")
 OWN_FIELDS = ("experts", "experts_per_token", "router_bias")  # of some families
@@ -102,17 +104,26 @@ def build_spec(config: ModelConfig, *, vocab_size: int, max_positions: int) -> M
       UserError: the sizes contradict each other.
     """
     options = {
-        "kv_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "vocab_size": config.vocab_size or vocab_size,
         "max_positions": config.max_positions or max_positions,
         "tied": config.tied,
-        "qk_norm": config.qk_norm,
         **{name: getattr(config, name) for name in OWN_FIELDS},
     }
     given = {name: value for name, value in options.items() if value is not None}
     family = FAMILIES[config.family]
     variant = family.variants.get(config.size, {})
     spec = family.build(**{**config.shape(), **variant, **given})
+    spec = spec.map_layers(functools.partial(_with_heads, config))
     spec.check()
     return spec
+
+
+def _with_heads(config: ModelConfig, layer: Layer) -> Layer:
+    """The layer with what any family may have fewer or more of than it has by itself."""
+    mixer = layer.mixer
+    if config.kv_heads is not None:
+        mixer = dataclasses.replace(mixer, kv_heads=config.kv_heads)
+    if config.qk_norm is not None and config.qk_norm != (mixer.qk_norm is not None):
+        mixer = dataclasses.replace(mixer, qk_norm=layer.norm if config.qk_norm else None)
+    return dataclasses.replace(layer, mixer=mixer)

@@ -52,7 +52,7 @@ def with_kv_heads(spec: ModelSpec, least: int) -> ModelSpec:
         heads = max(layer.mixer.kv_heads, least)
         return dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, kv_heads=heads))
 
-    return spec.replace(layers=tuple((n, tuple(map(change, period))) for n, period in spec.layers))
+    return spec.map_layers(change)
 
 
 def unstacked(spec: ModelSpec) -> ModelSpec:

@@ -6,6 +6,7 @@ people know (GPT-3, LLaMA) are functions in `instar.families` that return a spec
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,10 +99,10 @@ class Attention:
         if self.rotary is not None:
             rotated, pairs = self.rotary.fraction * self.head_dim, 2 * self.rotary.planes
             if rotated != int(rotated) or int(rotated) % pairs or not 0 < rotated <= self.head_dim:
+                number = "an even number" if pairs == 2 else "a multiple of 4"
                 raise UserError(
-                    f"rotary positions need a multiple of {pairs} of rotated elements in each "
-                    f"head, and head_dim {self.head_dim} x fraction {self.rotary.fraction} gives "
-                    f"{rotated:g}"
+                    f"rotary positions need {number} of rotated elements in each head, and "
+                    f"head_dim {self.head_dim} x fraction {self.rotary.fraction} gives {rotated:g}"
                 )
         if self.window is not None and self.window < 1:
             raise UserError(f"window must be at least 1, not {self.window}")
@@ -261,6 +262,11 @@ class ModelSpec:
     def each_layer(self) -> tuple[Layer, ...]:
         """The layers in the order in which they run, `depth` of them."""
         return tuple(layer for repeat, period in self.layers for layer in period * repeat)
+
+    def map_layers(self, change: Callable[[Layer], Layer]) -> "ModelSpec":
+        """A copy with every layer changed."""
+        layers = tuple((repeat, tuple(map(change, period))) for repeat, period in self.layers)
+        return dataclasses.replace(self, layers=layers)
 
     def check(self) -> None:
         """Raises UserError where the sizes contradict each other."""
