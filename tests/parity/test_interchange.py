@@ -98,7 +98,9 @@ CASES = {
     "gemma2": ("Gemma2", GEMMA | {"num_hidden_layers": 3}),
     "gemma2 without caps": (
         "Gemma2",
-        GEMMA | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+        GEMMA
+        | {"num_hidden_layers": 2}
+        | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
     ),
     "gemma3": ("Gemma3Text", GEMMA),
     "olmo2": ("Olmo2", QWEN | {"rms_norm_eps": 1e-4}),
@@ -174,7 +176,9 @@ def test_a_folder_of_transformers_gives_the_same_logits_and_comes_back(family, o
     export_model(ExportOptions(checkpoint=str(tmp_path / "ours"), to=str(tmp_path / "back")))
     automatic = transformers.AutoModelForCausalLM
     again = automatic.from_pretrained(tmp_path / "back", attn_implementation="eager").eval()
-    for name, tensor in model.state_dict().items():
+    # CodeGen is GPT-J laid out otherwise, and is written as that.
+    assert type(again) is type(model) or family == "CodeGen"
+    for name, tensor in model.state_dict().items() if family != "CodeGen" else ():
         assert torch.equal(tensor, again.state_dict()[name]), name
     assert theirs(again, tokens_of(17)).tobytes() == theirs(model, tokens_of(17)).tobytes()
 

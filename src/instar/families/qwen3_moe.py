@@ -38,9 +38,11 @@ def read_config(config: HubConfig) -> ModelSpec:
     """The spec of a Qwen3MoeForCausalLM that has experts in every layer."""
     config.expect(decoder_sparse_step=1, mlp_only_layers=[])
     spec = qwen3.read_config(config)
-    count, top_k = config.integer("num_experts"), config.integer("num_experts_per_tok")
+    # Transformers 4 and 5 name their number differently.
+    name = "num_local_experts" if config.has("num_local_experts") else "num_experts"
+    count, top_k = config.integer(name), config.integer("num_experts_per_tok")
     if top_k > count:
-        raise config.error("num_experts_per_tok", f"({top_k}) exceeds num_experts ({count})")
+        raise config.error("num_experts_per_tok", f"({top_k}) exceeds {name} ({count})")
     width = config.integer("moe_intermediate_size")
 
     def change(layer: Layer) -> Layer:
