@@ -72,7 +72,7 @@ def make_tokenizer(vocab_size: int) -> object:
 
 
 def make_instar(job: dict) -> tuple[Run, dict]:
-    """The iteration of Instar's stage; writes the weights from which the other one starts."""
+    """The iteration of Instar's stage; writes the weights where the job says so, for another."""
     import functools
 
     import jax
@@ -121,7 +121,8 @@ def make_instar(job: dict) -> tuple[Run, dict]:
         optimizer=optimizer,
         schedule=constant,
         critic=ppo_config.CriticConfig(optimizer=optimizer, schedule=constant),
-        execution=LanguageExecutionConfig(unroll=0),
+        compute_dtype=job.get("dtype", "float32"),
+        execution=LanguageExecutionConfig(job.get("remat", "none"), job.get("unroll", 0)),
     )
     mesh = make_mesh(config.mesh)
     execution = make_execution(config, mesh)
@@ -133,13 +134,13 @@ def make_instar(job: dict) -> tuple[Run, dict]:
     params = jax.jit(policy.init)(jax.random.key(0))
     critic, reward = (judge.from_language(params, jax.random.key(seed)) for seed in (1, 2))
     card = ModelCard(spec, tokenizer, stop_ids=(tokenizer.eos_id,))
-    folder = pathlib.Path(job["weights"])
-    write_hub_folder(
-        card, flatten(jax.device_get(params)).__getitem__, folder, np.dtype(np.float32)
-    )
-    heads = {"critic": critic, "reward": reward}
-    heads = {name: judge.member(tree, 0)["score_head"]["kernel"] for name, tree in heads.items()}
-    np.savez(folder / HEADS, **heads)
+    if "weights" in job:
+        folder = pathlib.Path(job["weights"])
+        read = flatten(jax.device_get(params)).__getitem__
+        write_hub_folder(card, read, folder, np.dtype(np.float32))
+        heads = {"critic": critic, "reward": reward}
+        heads = {n: judge.member(tree, 0)["score_head"]["kernel"] for n, tree in heads.items()}
+        np.savez(folder / HEADS, **heads)
 
     whole, length = jnp.asarray(make_whole(job)), job["prompt"]
     hidden, _ = policy.apply(params, whole)

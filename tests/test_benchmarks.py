@@ -73,6 +73,42 @@ def test_baselines(tmp_path):
     assert written["Kneser-Ney 5-gram"] < written["xz given the training text"] < written["xz"]
 
 
+def test_scaling(tmp_path):
+    """What is sent is known by hand where gradients alone are summed, or weights alone gathered."""
+    meshes = ("--meshes", "data", "fsdp", "fsdp × tensor 8")
+    small = ("--small", "--devices", 8, 16, *meshes, "--plot", tmp_path / "scaling.svg")
+    written = run("scaling.py", *small, result=tmp_path / "scaling.json")["measured"]
+    for name, line in written.items():
+        for devices, found in line.items():
+            share = (int(devices) - 1) / int(devices)
+            weights = 4 * found["parameters"]
+            if name == "data":
+                (sums,) = found["sent"]["data"].values()  # an all-reduce: out and back
+                assert sums == pytest.approx(2 * share * weights, rel=1e-3)
+            # Parameters and two moments, on each device or split over all but its norms.
+            held = found["state_bytes"] / (3 * weights)
+            assert held == pytest.approx(1 if name == "data" else 1 / int(devices), rel=0.2)
+            if name == "fsdp":
+                # Weights of layers are gathered for the forward pass and again for the backward.
+                gathered = found["sent"]["fsdp"]["all-gather"]
+                assert share * weights < gathered < 2.2 * share * weights
+    assert set(written["fsdp × tensor 8"]["16"]["sent"]) >= {"fsdp", "tensor"}
+    assert "sent by a device" in (tmp_path / "scaling.svg").read_text()
+
+
+def test_mfu(tmp_path):
+    small = ("--small", "--steps", 2)
+    written = run("mfu.py", *small, result=tmp_path / "mfu.json")
+    tries = written["training"]["small"]
+    # Two numbers of rows, and the other attention with the better of them.
+    assert [each["attention"] for each in tries] == ["auto", "auto", "xla"]
+    for each in tries:
+        assert each["tokens_per_second"] > 0 and each["compiled_bytes"] > 0
+        assert each["loss"] < 6.3  # log 512 = 6.24: the step that was timed is one that trains
+    assert written["generation"]["4"]["tokens_per_second"] > 0
+    assert written["ppo"]["phases"].keys() >= {"rollout", "assess", "update"}
+
+
 @pytest.mark.parity
 def test_pretrain_step(tmp_path):
     pytest.importorskip("torch")

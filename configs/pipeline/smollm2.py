@@ -1,8 +1,14 @@
 """SmolLM2-135M-Instruct as the start: a reward model on people's ratings, then PPO.
 
-    instar pipeline --config configs/pipeline/smollm2.py --workdir runs/smollm2 \\
+    MALLOC_MMAP_MAX_=65536 launch/local.sh instar pipeline \\
+        --config configs/pipeline/smollm2.py --workdir runs/smollm2 \\
         --config.stages.0.options.ratings="$(launch/local.sh ratings)" \\
         --config.stages.1.options.from="$(launch/local.sh smollm2)"
+
+Two cores of an Intel Xeon: 53 minutes. Result, kept in benchmarks/results/smollm2.json: the
+reward model has 84.8 % of held-out pairs as people order them (one person 82.7 %, a bag of words
+75.4 %), 81.9 % on product reviews, 74.6 % on editorials, 81.7 % on tweets; after PPO VADER .195 is
+.554 and another bag of words .30 is 1.48, at 4.6 nats from where it began, as diverse as before.
 """
 
 from ml_collections import ConfigDict

@@ -23,18 +23,21 @@ def draw(seed: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return scores, ranks, mask
 
 
-def ranking_by_loops(scores, ranks, mask, margin=None, centring=0.0):
+def ranking_by_loops(scores, ranks, mask, margin=None, centring=0.0, doubt=None):
     batch, k = scores.shape
     margin = np.zeros((batch, k, k)) if margin is None else margin
+    doubt = np.zeros((batch, k, k)) if doubt is None else doubt
     prompts, right, pairs = [], 0, 0
     for row in range(batch):
         terms = []
         for i in range(k):
             for j in range(k):
                 if mask[row, i] and mask[row, j] and ranks[row, i] < ranks[row, j]:
-                    gap = scores[row, i] - scores[row, j] - margin[row, i, j]
+                    gap, least = scores[row, i] - scores[row, j], margin[row, i, j]
+                    term = (1 - doubt[row, i, j]) * np.log(1 + np.exp(least - gap))
+                    term += doubt[row, i, j] * np.log(1 + np.exp(least + gap))
                     both = scores[row, i] + scores[row, j]
-                    terms.append(np.log(1 + np.exp(-gap)) + centring * both**2)
+                    terms.append(term + centring * both**2)
                     right += scores[row, i] > scores[row, j]
         pairs += len(terms)
         if terms:
@@ -62,6 +65,29 @@ def test_margin_and_centring_equal_loops():
         assert_close(found, ranking_by_loops(scores, ranks, mask, margin, 0.01))
         found = ranking_loss(scores, ranks, mask, margin=0.7)
         assert_close(found, ranking_by_loops(scores, ranks, mask, np.full(margin.shape, 0.7)))
+
+
+def test_doubt_equals_loops():
+    scores, ranks, mask = draw(23, 6)
+    rng = np.random.default_rng(24)
+    margin, doubt = rng.uniform(0, 1, (BATCH, 6, 6)), rng.uniform(0, 0.5, (BATCH, 6, 6))
+    with jax.enable_x64(True):
+        found = ranking_loss(scores, ranks, mask, margin, 0.01, doubt)
+        assert_close(found, ranking_by_loops(scores, ranks, mask, margin, 0.01, doubt))
+
+
+def test_doubt_makes_the_best_difference_of_scores_finite():
+    """Where a pair is believed with probability p, its scores are best log(p / (1 - p)) apart."""
+    doubt = 0.2
+    best = np.log((1 - doubt) / doubt)
+
+    def loss(gap):
+        scores = jnp.stack([gap, 0.0])[None]
+        return ranking_loss(scores, np.array([[1, 2]]), np.ones((1, 2)), doubt=doubt)[0]
+
+    with jax.enable_x64(True):
+        assert jax.grad(loss)(best) == pytest.approx(0, abs=1e-12)
+        assert jax.grad(loss)(best - 0.1) < 0 < jax.grad(loss)(best + 0.1)
 
 
 def test_the_best_response_has_the_lowest_rank():
@@ -92,7 +118,7 @@ def test_gradient_of_the_ranking_loss():
     with jax.enable_x64(True):
 
         def loss(scores):
-            return ranking_loss(scores, ranks, mask, margin=0.2, centring=0.05)[0]
+            return ranking_loss(scores, ranks, mask, margin=0.2, centring=0.05, doubt=0.1)[0]
 
         assert_gradient(loss, scores)
         bad = np.where(mask, scores, np.nan)

@@ -45,10 +45,10 @@ SPECS = {
     "mixtral": mixtral.mixtral(
         depth=2,
         width=16,
-        heads=4,
+        heads=8,
         kv_heads=2,
         head_dim=6,
-        mlp_width=12,
+        mlp_width=16,
         vocab_size=40,
         experts=8,
         router_bias=True,
@@ -92,11 +92,19 @@ def families_on(mesh: str) -> list[str]:
     return found + ["windowed"] * ("context" in axes and "fsdp" in axes)
 
 
+# Those that tell most, and of them one on each mesh, in turns; the others are for CI.
 CASES = [(mesh, family) for mesh in MESHES for family in families_on(mesh)]
-# One of them on each mesh, in turns.
 TRAINED = [
     (mesh, families_on(mesh)[turn % len(families_on(mesh))]) for turn, mesh in enumerate(MESHES)
 ]
+OTHERS = [(mesh, family) for mesh in MESHES for family in SPECS if (mesh, family) not in CASES]
+
+
+def also(others: list[tuple[str, str]]) -> list:
+    """The cases that only a run of `-m exhaustive` takes."""
+    return [pytest.param(*case, marks=pytest.mark.exhaustive) for case in others]
+
+
 MICROBATCHES, MICROBATCH, LENGTH = 2, 8, 16
 Z_LOSS, STEPS = 1e-2, 5
 # Large, so that what they contribute is seen.
@@ -191,7 +199,7 @@ def assert_split(tree: dict, axes: dict, mesh: jax.sharding.Mesh) -> None:
         assert {shard.data.size * parts for shard in array.addressable_shards} == {array.size}, a
 
 
-@pytest.mark.parametrize(("mesh", "family"), CASES)
+@pytest.mark.parametrize(("mesh", "family"), [*CASES, *also(OTHERS)])
 def test_loss_and_gradients_in_float32(mesh, family):
     expected, expected_sums = on_one_device(family, None)
     with quick_compilation():
@@ -209,7 +217,10 @@ def test_loss_and_gradients_in_float32(mesh, family):
     jax.tree.map(close, found, expected)
 
 
-@pytest.mark.parametrize(("mesh", "family"), TRAINED)
+@pytest.mark.parametrize(
+    ("mesh", "family"),
+    [*TRAINED, *also([case for case in CASES if case not in TRAINED] + OTHERS)],
+)
 def test_five_steps_in_float64(mesh, family):
     """Accumulation over two microbatches of packed rows, clipping, decay and warm-up are in it."""
     optimizer = OPTIMIZERS[family]

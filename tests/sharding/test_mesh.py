@@ -27,6 +27,22 @@ def test_shape(config, sizes):
     assert {d.id for d in mesh.devices.flat} == {d.id for d in jax.devices()}
 
 
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        (MeshConfig(data=2, fsdp=1, context=4), {"data": 8}),
+        (MeshConfig(context=2, tensor=2), {"data": 2, "fsdp": 2, "tensor": 2}),
+        (MeshConfig(data=-1, fsdp=2, context=2), {"data": 4, "fsdp": 2}),
+        (MeshConfig(data=2, fsdp=2, context=-1), {"data": 4, "fsdp": 2}),
+        (MeshConfig(fsdp=4, tensor=2), {"fsdp": 4, "tensor": 2}),
+    ],
+)
+def test_where_rows_are_whole_the_devices_of_context_have_some_each(config, sizes):
+    whole = config.of_whole_rows()
+    whole.check()
+    assert dict(make_mesh(whole).shape) == dict.fromkeys(AXES, 1) | sizes
+
+
 def test_fewer_devices():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     assert dict(mesh.shape) == dict.fromkeys(AXES, 1)

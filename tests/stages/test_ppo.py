@@ -266,7 +266,6 @@ def test_without_a_coefficient_it_collapses_and_says_so(folder, settings):
         ({"reward": {"scorer": {"function": "gone_scorers:f"}}}, "gone_scorers cannot be imported"),
         ({"batch": {"size": 6}}, "must be a multiple of update.minibatch"),
         ({"prompts": {"path": "nowhere.jsonl", "max_length": 8}}, "nowhere.jsonl"),
-        ({"mesh": {"data": 4, "context": 2}}, "mesh.context must be 1 for ppo"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(

@@ -22,7 +22,7 @@ from instar.interchange.loading import load_language_model, open_model
 from instar.models.reward_model import RewardModel
 from instar.objectives.preference import ranking_loss
 from instar.schema import build
-from instar.sharding.mesh import MeshConfig, make_mesh
+from instar.sharding.mesh import AXES, MeshConfig, make_mesh
 from instar.stages.config import BatchConfig
 from instar.stages.reward import make_loss, read_params, reward
 from instar.stages.reward_batches import ComparisonBatches
@@ -148,6 +148,16 @@ def test_it_goes_on_bit_for_bit(trained, config, tmp_path):
     assert losses(again) == losses(trained)
 
 
+def test_devices_that_would_share_a_row_read_rows_of_their_own(trained, config, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(trained, again)
+    shutil.rmtree(again / "checkpoints" / "40")
+    reward(dataclasses.replace(config, mesh=MeshConfig(fsdp=2, context=4)), str(again))
+    started = json.loads((again / "run.json").read_text())["starts"][-1]
+    assert started["mesh"] == dict.fromkeys(AXES, 1) | {"data": 4, "fsdp": 2}
+    assert losses(again) == pytest.approx(losses(trained), rel=1e-3)
+
+
 def test_a_run_begins_with_its_parents_parameters(trained, config, finished_run):
     """A reward model's with their heads; a language model's body, under heads that differ."""
     model, mesh = RewardModel(load(trained).spec, 2), make_mesh(MeshConfig(), jax.devices()[:1])
@@ -167,7 +177,6 @@ def test_a_run_begins_with_its_parents_parameters(trained, config, finished_run)
         ({"chat_template": None}, "has no chat template of its own: set chat_template"),
         ({"chat_template": "plane"}, "there is none named 'plane'"),
         ({"parent": "TRAINED", "chat_template": None, "members": 3}, "leave members out"),
-        ({"mesh": MeshConfig(context=2)}, "mesh.context must be 1 for reward"),
         ({"batch": BatchConfig(3)}, "make batch.microbatch a multiple"),
         ({"data.max_length": 17}, "exceeds the 16 positions"),
         ({"data.path": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
@@ -221,12 +230,14 @@ def test_the_loss_is_that_of_each_text_alone(config, trained):
                 params, jnp.asarray(drawn["tokens"].reshape(24, 16)), drawn["lengths"].reshape(24)
             )[member]
             ranks = drawn["ranks"]
-            margin = 0.1 + 0.5 * np.abs(ranks[:, :, None] - ranks[:, None, :])
-            loss, stats = ranking_loss(scores.reshape(8, 3), ranks, drawn["mask"], margin)
+            gaps = np.abs(ranks[:, :, None] - ranks[:, None, :])
+            margin, doubt = 0.1 + 0.5 * gaps, 1 / (1 + np.exp(gaps / 2))
+            scores, mask = scores.reshape(8, 3), drawn["mask"]
+            loss, stats = ranking_loss(scores, ranks, mask, margin, doubt=doubt)
             each.append(loss * stats["prompts"])
         return sum(each)
 
-    loss = make_loss(model, dataclasses.replace(config, margin=0.1, gap_margin=0.5))
+    loss = make_loss(model, dataclasses.replace(config, margin=0.1, gap_margin=0.5, gap_noise=2.0))
     run = jax.jit(lambda params, batch: accumulate(loss, params, None, batch, jax.random.key(0)))
     value, gradient = jax.jit(jax.value_and_grad(expected))(params)
     for microbatch in (8, 4):

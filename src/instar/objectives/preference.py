@@ -12,19 +12,23 @@ def ranking_loss(
     mask: jax.Array,
     margin: float | jax.Array = 0.0,
     centring: float = 0.0,
+    doubt: float | jax.Array = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """-log sigmoid(s_w - s_l - margin) over all pairs of a prompt's responses.
 
     It is the reward model's loss of Ouyang et al. (2022, equation 1), with the margin of Touvron
     et al. (2023, equation 2): the mean over each prompt's untied pairs, then over the prompts that
     have one. Scores are free up to a constant for each prompt; `centring` times the squared sum of
-    a pair's scores pulls them towards 0 (Eisenstein et al. 2023, equation 2).
+    a pair's scores pulls them towards 0 (Eisenstein et al. 2023, equation 2). A pair that is the
+    wrong way round with probability `doubt` costs what it costs on average (Mitchell 2023, "A note
+    on DPO with noisy preferences", equation 3): the best difference of its scores is then finite.
 
     Args:
       scores: [B, K], of K responses to each of B prompts.
       ranks: [B, K]; the lower is the better, and of equal ones no pair is made.
       mask: [B, K], 1 on responses that exist.
       margin: a number, or an array that broadcasts to [B, K, K], first the better response's place.
+      doubt: likewise, from 0 to 1/2.
 
     Returns:
       A scalar and its statistics: `accuracy`, of all pairs in the batch those whose better response
@@ -36,7 +40,8 @@ def ranking_loss(
     pairs = better & real[:, :, None] & real[:, None, :]
     gaps = scores[:, :, None] - scores[:, None, :]
     sums = scores[:, :, None] + scores[:, None, :]
-    losses = jax.nn.softplus(margin - gaps) + centring * jnp.square(sums)
+    as_told, reversed_ = jax.nn.softplus(margin - gaps), jax.nn.softplus(margin + gaps)
+    losses = (1 - doubt) * as_told + doubt * reversed_ + centring * jnp.square(sums)
     decided = jnp.any(pairs, axis=(1, 2))
     stats = {
         "accuracy": masked.fraction(gaps > 0, pairs),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -21,9 +21,9 @@ class MeshConfig:
 
     `data` replicates parameters and splits the batch, `fsdp` splits both (parameters are gathered
     layer by layer), `tensor` splits heads, MLPs, the vocabulary and, between blocks, the positions
-    of a row, `context` these positions everywhere, `expert` the experts and, between them, the
-    batch. `slice` is `data` between groups of devices (slices of a TPU, nodes) whose links are
-    slower than those inside.
+    of a row, `context` these positions everywhere (where a stage reads rows that are never split,
+    it is `data`), `expert` the experts and, between them, the batch. `slice` is `data` between
+    groups of devices (slices of a TPU, nodes) whose links are slower than those inside.
     """
 
     data: int = 1
@@ -42,6 +42,11 @@ class MeshConfig:
                 )
         if sizes.count(-1) > 1:
             raise UserError("only one axis of mesh may be -1")
+
+    def of_whole_rows(self) -> "MeshConfig":
+        """The same devices for rows that are never split: those of `context` have some each."""
+        data = -1 if -1 in (self.data, self.context) else self.data * self.context
+        return replace(self, data=data, context=1)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

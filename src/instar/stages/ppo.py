@@ -37,7 +37,7 @@ from instar.stages.ppo_roles import (
     read_frozen,
 )
 from instar.stages.ppo_state import begin, finish, make_learners, make_template
-from instar.stages.run import conduct, facts_of, make_layout, refuse_context
+from instar.stages.run import conduct, facts_of, make_layout
 from instar.training.agreement import first_before_others
 from instar.training.flops import forward_flops_per_token, parameter_count
 from instar.training.hardware import peak_of_devices
@@ -59,8 +59,7 @@ def ppo(config: PpoConfig, workdir: str) -> TrainState:
     """
     join_processes()
     folder = epath.Path(workdir)
-    mesh = make_mesh(config.mesh)
-    refuse_context(mesh, "ppo")
+    mesh = make_mesh(config.mesh.of_whole_rows())
     make_layout(dataclasses.replace(config.batch, microbatch=config.microbatch), mesh)
 
     # Who takes part, what they are asked, and by what the answers are judged.

@@ -36,7 +36,6 @@ from instar.stages.run import (
     check_attention,
     make_execution,
     make_layout,
-    refuse_context,
     run,
 )
 from instar.training.flops import parameter_count, train_flops_per_token
@@ -63,8 +62,7 @@ def reward(config: RewardConfig, workdir: str) -> TrainState:
     folder = epath.Path(workdir)
     parent = pin(folder, "parent", config.parent)
     card = make_card(config, parent)
-    encoder, mesh = encoder_of(card), make_mesh(config.mesh)
-    refuse_context(mesh, "reward")
+    encoder, mesh = encoder_of(card), make_mesh(config.mesh.of_whole_rows())
 
     # What is compared, and what is trained.
     comparisons = Comparisons.open(config.data, encoder)
@@ -199,7 +197,8 @@ def make_loss(model: RewardModel, config: RewardConfig) -> LossSums:
             ranks = mine["ranks"]
             gaps = jnp.abs(ranks[:, :, None] - ranks[:, None, :])
             margin = config.margin + config.gap_margin * gaps
-            loss, stats = ranking_loss(scores, ranks, mine["mask"], margin, config.centring)
+            doubt = jax.nn.sigmoid(-gaps / config.gap_noise) if config.gap_noise else 0.0
+            loss, stats = ranking_loss(scores, ranks, mine["mask"], margin, config.centring, doubt)
             prompts = stats["prompts"].astype(jnp.float32)
             each.append(
                 {"loss": loss * prompts, "weight": prompts}

@@ -84,6 +84,8 @@ class RewardConfig(RunConfig):
       margin: by how much the better completion's score should be higher (Touvron et al. 2023).
       gap_margin: by how much more for each unit between the ratings, or ranks, of a pair, so that
         scores learn how much better it is.
+      gap_noise: how far apart ratings, or ranks, must be to be believed: a pair g apart is taken to
+        be the wrong way round with probability sigmoid(-g / gap_noise); 0: all are believed.
       centring: the weight of what pulls scores towards 0 (Eisenstein et al. 2023, equation 2).
       chat_template: a template's name, for a parent that has none of its own.
     """
@@ -95,6 +97,7 @@ class RewardConfig(RunConfig):
     members: int | None = None
     margin: float = 0.0
     gap_margin: float = 0.0
+    gap_noise: float = 0.0
     centring: float = 0.0
     chat_template: str | None = None
     normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
@@ -106,6 +109,6 @@ class RewardConfig(RunConfig):
             raise UserError(f"epochs must be positive, not {self.epochs}")
         if self.members is not None and self.members < 1:
             raise UserError(f"members must be at least 1, not {self.members}")
-        for name in ("margin", "gap_margin", "centring"):
+        for name in ("margin", "gap_margin", "gap_noise", "centring"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative ({getattr(self, name)})")

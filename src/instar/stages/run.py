@@ -9,7 +9,6 @@ from etils import epath
 from jax.sharding import Mesh
 
 from instar.config import to_dict
-from instar.errors import UserError
 from instar.evaluation.report import write_report
 from instar.interchange.card import ModelCard
 from instar.models.language_model import LanguageModel, Params
@@ -177,15 +176,6 @@ def check_attention(model: LanguageModel, mesh: Mesh, length: int) -> None:
     """Raises UserError where attention over rows of `length` tokens cannot be as asked for."""
     tokens = jax.ShapeDtypeStruct((rules.batch_shards(mesh), length), jnp.int32)
     jax.eval_shape(model.apply, model.shapes, tokens)
-
-
-def refuse_context(mesh: Mesh, stage: str) -> None:
-    """Raises UserError on a mesh that splits rows, for a stage that needs them whole."""
-    size = mesh.shape["context"]
-    if size > 1:
-        raise UserError(
-            f"mesh.context must be 1 for {stage}, which does not split rows, not {size}"
-        )
 
 
 def rows_of_steps(config: BatchConfig) -> Iterator[int]:
