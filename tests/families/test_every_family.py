@@ -19,7 +19,7 @@ SMALL = {"depth": 3, "width": 32, "heads": 4, "mlp_width": 40, "vocab_size": 31}
 SMALL |= {"max_positions": 64}
 # Special tokens that the small vocabulary has, and windows that the texts outgrow.
 OWN = {"chatglm1": {"start_id": 30, "mask_ids": (29, 28)}}
-OWN |= {name: {"window": 5} for name in ("mistral", "gemma2", "gemma3", "gpt_neo")}
+OWN |= {name: {"window": 5} for name in ("mistral", "gemma2", "gemma3", "gpt_neo", "gpt3")}
 OWN |= {name: {"experts": 4, "experts_per_token": 2} for name in ("mixtral", "qwen3_moe")}
 PROMPTS = ([3, 1, 4, 1, 5, 9, 2, 6, 5], [7], [2, 7, 1, 8])
 

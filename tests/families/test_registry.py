@@ -1,5 +1,7 @@
 """From a model's config to its spec."""
 
+import dataclasses
+
 import pytest
 
 from instar.errors import UserError
@@ -82,6 +84,25 @@ def test_the_fields_of_experts_reach_the_spec():
     spec = build(family="mixtral", depth=1, width=24, heads=4, mlp_width=10, **fields)
     expert = Mlp(10, "silu", gated=True)
     assert only_layer(spec).mlp == Experts(expert, 6, 3, choice_bias=True)
+
+
+def test_every_second_layer_of_a_gpt3_may_be_banded():
+    spec = build(family="gpt3", depth=5, width=24, heads=4, window=7)
+    ((twice, (dense, banded)), last) = spec.layers
+    assert (twice, last) == (2, (1, (dense,)))
+    assert (dense.mixer.window, banded.mixer.window) == (None, 7)
+    assert dataclasses.replace(banded, mixer=dense.mixer) == dense
+
+
+def test_what_a_published_size_has_of_its_own():
+    spec = build(family="opt", size="350m", depth=2)
+    assert (spec.embedding_width, spec.final_norm, spec.each_layer()[0].arrangement) == (
+        512,
+        None,
+        "post_norm",
+    )
+    assert build(family="falcon", size="40b").each_layer()[0].mixer.kv_heads == 8
+    assert build(family="falcon", size="40b", kv_heads=4).each_layer()[0].mixer.kv_heads == 4
 
 
 def test_a_size_and_changes_to_it_combine():

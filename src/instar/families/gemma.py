@@ -6,26 +6,10 @@ from typing import Any
 from instar.families import llama
 from instar.families.hub_config import HubConfig
 from instar.families.layout import Layout, Tensor, norm
-from instar.models.spec import Activation, Attention, Layer, Mlp, ModelSpec, Norm
+from instar.models.spec import Activation, Attention, Layer, Mlp, ModelSpec, Norm, in_groups
 
 WINDOWED, WHOLE = "sliding_attention", "full_attention"
 ACTIVATIONS: dict[str, Activation] = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-
-
-def in_periods(layers: Sequence[Layer], size: int) -> tuple[tuple[int, tuple[Layer, ...]], ...]:
-    """Layers that repeat every `size`, as groups: the whole periods, and what is left over."""
-    whole, rest = divmod(len(layers), size)
-    groups = [(whole, tuple(layers[:size]))] if whole else []
-    return tuple(groups + ([(1, tuple(layers[len(layers) - rest :]))] if rest else []))
-
-
-def period_of(layers: Sequence[Layer]) -> int:
-    """After how many layers they repeat."""
-    return next(
-        n
-        for n in range(1, len(layers) + 1)
-        if all(layer == layers[i % n] for i, layer in enumerate(layers))
-    )
 
 
 def gemma(
@@ -48,7 +32,7 @@ def gemma(
         vocab_size=vocab_size,
         width=width,
         max_positions=max_positions,
-        layers=in_periods(layers, period_of(layers)),
+        layers=in_groups(layers),
         final_norm=rms,
         embedding_scale=width**0.5,
         tied=tied,

@@ -95,5 +95,6 @@ def write_config(spec: ModelSpec) -> dict[str, Any]:
 FAMILY = Family(
     "gemma2",
     gemma2,
+    options=("window",),
     hub=HubFormat(("gemma2",), "Gemma2ForCausalLM", read_config, write_config, gemma.LAYOUT),
 )

@@ -123,5 +123,6 @@ def write_config(spec: ModelSpec) -> dict[str, Any]:
 FAMILY = Family(
     "gemma3",
     gemma3,
+    options=("window",),
     hub=HubFormat(("gemma3_text",), "Gemma3ForCausalLM", read_config, write_config, gemma.LAYOUT),
 )

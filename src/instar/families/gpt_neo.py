@@ -4,10 +4,9 @@ from typing import Any
 
 from instar.families import gpt3
 from instar.families.family import Family, HubFormat
-from instar.families.gemma import in_periods, period_of
 from instar.families.hub_config import MOST_LAYERS, HubConfig
 from instar.families.layout import Layout, Tensor, linear, norm
-from instar.models.spec import Activation, Attention, Layer, Mlp, ModelSpec, Norm
+from instar.models.spec import Activation, Attention, Layer, Mlp, ModelSpec, Norm, in_groups
 
 # Layers, width, heads.
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -53,7 +52,7 @@ def gpt_neo(
         vocab_size=vocab_size,
         width=width,
         max_positions=max_positions,
-        layers=in_periods(layers, period_of(layers)),
+        layers=in_groups(layers),
         final_norm=layer_norm,
         learned_positions=True,
         tied=tied,
@@ -144,5 +143,6 @@ FAMILY = Family(
     "gpt_neo",
     gpt_neo,
     SIZES,
+    options=("window",),
     hub=HubFormat(("gpt_neo",), "GPTNeoForCausalLM", read_config, write_config, LAYOUT),
 )

@@ -38,6 +38,6 @@ def write_config(spec: ModelSpec) -> dict[str, Any]:
 FAMILY = Family(
     "mistral",
     mistral,
-    {},
+    options=("window",),
     hub=HubFormat(("mistral",), "MistralForCausalLM", read_config, write_config, llama.LAYOUT),
 )

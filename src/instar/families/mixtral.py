@@ -81,7 +81,7 @@ def layer_tensors(layer: Layer) -> list[Tensor]:
 FAMILY = Family(
     "mixtral",
     mixtral,
-    options=("experts", "experts_per_token", "router_bias"),
+    options=("experts", "experts_per_token", "router_bias", "window"),
     hub=HubFormat(
         ("mixtral",),
         "MixtralForCausalLM",

@@ -15,7 +15,7 @@ from instar.families.family import Family
 from instar.models.spec import Layer, ModelSpec
 
 SHAPE_FIELDS = ("depth", "width", "heads", "mlp_width")
-OWN_FIELDS = ("experts", "experts_per_token", "router_bias")  # of some families
+OWN_FIELDS = ("experts", "experts_per_token", "router_bias", "window")  # of some families
 
 
 def find_families() -> dict[str, Family]:
@@ -38,6 +38,7 @@ class ModelConfig:
     Whatever is None is the family's own. `vocab_size` is the tokenizer's and `max_positions` the
     training sequence's where they are None. The families of `experts` have so many MLPs in a layer,
     `experts_per_token` of which read each token; with `router_bias` they are balanced by a bias.
+    Those of windows have layers, all or some, in which a token sees `window` keys.
     """
 
     family: str = "llama"
@@ -55,6 +56,7 @@ class ModelConfig:
     experts: int | None = None
     experts_per_token: int | None = None
     router_bias: bool | None = None
+    window: int | None = None
 
     def check(self) -> None:
         if self.family not in FAMILIES:
@@ -78,7 +80,14 @@ class ModelConfig:
         for name in ("depth", "width", "heads"):
             if self.size is None and getattr(self, name) is None:
                 raise UserError(f"model.{name} is missing: give it, or a published model.size")
-        for name in (*SHAPE_FIELDS, "kv_heads", "head_dim", "vocab_size", "max_positions"):
+        for name in (
+            *SHAPE_FIELDS,
+            "kv_heads",
+            "head_dim",
+            "vocab_size",
+            "max_positions",
+            "window",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"model.{name} must be at least 1, not {value}")

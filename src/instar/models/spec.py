@@ -6,7 +6,7 @@ people know (GPT-3, LLaMA) are functions in `instar.families` that return a spec
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -285,3 +285,15 @@ class ModelSpec:
     def replace(self, **changes: object) -> "ModelSpec":
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+def in_groups(layers: Sequence[Layer]) -> tuple[tuple[int, tuple[Layer, ...]], ...]:
+    """Layers as groups of `ModelSpec`: by the shortest period that they repeat, and its rest."""
+    size = next(
+        n
+        for n in range(1, len(layers) + 1)
+        if all(layer == layers[i % n] for i, layer in enumerate(layers))
+    )
+    whole, rest = divmod(len(layers), size)
+    groups = ((whole, tuple(layers[:size])), (1, tuple(layers[len(layers) - rest :])))
+    return tuple((repeat, period) for repeat, period in groups if period)
