@@ -68,7 +68,7 @@ EXPERTS = ModelSpec(
 _ONE_PLUS = Norm("rms", 1e-5, offset=1.0)
 _WHOLE_NORM = dataclasses.replace(_LOCAL.mixer, qk_norm=_RMS_NORM, qk_norm_over="all")
 WIRED = ModelSpec(
-    vocab_size=29,
+    vocab_size=41,
     width=20,
     max_positions=64,
     layers=(
@@ -104,6 +104,8 @@ PREFIX = chatglm1.chatglm1(
 )
 SPECS = {"gpt": GPT, "llama": LLAMA, "mixed": MIXED, "experts": EXPERTS, "wired": WIRED}
 SPECS |= {"prefix": PREFIX}
+# Those in which a token never sees a later one.
+CAUSAL = {name: spec for name, spec in SPECS.items() if spec.prefix is None}
 
 
 def random_params(model: LanguageModel, seed: int, dtype: type = np.float32) -> dict:

@@ -98,8 +98,8 @@ def turns_of(positions: jax.Array, rotary: specs.Rotary, head_dim: int, dtype: j
     """
     size = int(head_dim * rotary.fraction) // rotary.planes
     wide = jnp.promote_types(dtype, jnp.float32)
-    angles = positions[:, :, None, ..., None].astype(wide)
-    angles *= frequencies_of(rotary, size).astype(wide)
+    places = positions[:, :, None, ..., None].astype(wide)
+    angles = places * frequencies_of(rotary, size).astype(wide)
 
     def turn(angles: jax.Array) -> Turns:
         return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
