@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from instar.families import gpt3, llama
+from instar.families import chatglm1, gpt3, llama
 from instar.models.language_model import LanguageModel
 from instar.models.spec import Attention, Experts, Layer, Mlp, ModelSpec, Norm, Rotary
 
@@ -64,7 +64,48 @@ EXPERTS = ModelSpec(
     ),
     final_norm=_RMS_NORM,
 )
-SPECS = {"gpt": GPT, "llama": LLAMA, "mixed": MIXED, "experts": EXPERTS}
+# Every arrangement of a layer but the usual one, and all that may surround layers.
+_ONE_PLUS = Norm("rms", 1e-5, offset=1.0)
+_WHOLE_NORM = dataclasses.replace(_LOCAL.mixer, qk_norm=_RMS_NORM, qk_norm_over="all")
+WIRED = ModelSpec(
+    vocab_size=41,
+    width=20,
+    max_positions=64,
+    layers=(
+        (
+            2,
+            (
+                dataclasses.replace(_LOCAL, arrangement="post_norm"),
+                dataclasses.replace(_LOCAL, arrangement="output_norm", mixer=_WHOLE_NORM),
+            ),
+        ),
+        (1, (dataclasses.replace(_PARTIAL, arrangement="sandwich", norm=_ONE_PLUS),)),
+        (
+            1,
+            (
+                dataclasses.replace(_ALIBI, arrangement="parallel"),
+                dataclasses.replace(_LOCAL, arrangement="shared"),
+                dataclasses.replace(_PARTIAL, arrangement="normed", residual_scale=1.7),
+            ),
+        ),
+    ),
+    final_norm=_LAYER_NORM,
+    learned_positions=True,
+    position_offset=2,
+    embedding_width=12,
+    embedding_scale=1.3,
+    embedding_norm=_LAYER_NORM,
+    head_bias=True,
+    logit_softcap=3.0,
+)
+# A text begins with what all of it sees; its special tokens come up often in a small vocabulary.
+PREFIX = chatglm1.chatglm1(
+    depth=2, width=18, heads=3, head_dim=8, mlp_width=11, vocab_size=13, start_id=5, mask_ids=(6, 7)
+)
+SPECS = {"gpt": GPT, "llama": LLAMA, "mixed": MIXED, "experts": EXPERTS, "wired": WIRED}
+SPECS |= {"prefix": PREFIX}
+# Those in which a token never sees a later one.
+CAUSAL = {name: spec for name, spec in SPECS.items() if spec.prefix is None}
 
 
 def random_params(model: LanguageModel, seed: int, dtype: type = np.float32) -> dict:

@@ -88,7 +88,7 @@ def test_a_pattern_is_what_numpy_says_in_both_directions(case):
         np.testing.assert_array_equal(tensor.read(written, path, SIZES), array)
 
 
-SMALL = {"depth": 2, "width": 12, "heads": 3, "mlp_width": 10, "vocab_size": 13}
+SMALL = {"depth": 2, "width": 32, "heads": 4, "mlp_width": 10, "vocab_size": 13}
 
 
 @pytest.mark.parametrize("form", ["hub", "gguf"])

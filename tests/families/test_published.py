@@ -8,6 +8,7 @@ import pytest
 from instar.families import gpt3, llama
 from instar.families.registry import ModelConfig, build_spec
 from instar.models.language_model import LanguageModel
+from instar.training.flops import parameter_count
 
 
 def count(config: ModelConfig, vocab_size: int) -> int:
@@ -55,6 +56,46 @@ def test_gpt3_175b_to_the_last_parameter():
     layers = depth * (12 * width**2 + 13 * width)
     expected = layers + (50257 + 2048) * width + 2 * width
     assert count(ModelConfig("gpt3", size="175b"), 50257) == expected
+
+
+# To the last parameter where the weights are public, and else as far as a name says it.
+OTHERS = {
+    ("bloom", "176b", 250_880): (176_247_271_424, 0),
+    ("baichuan", "7b", 64_000): (7_000_559_616, 0),
+    ("baichuan", "13b", 64_000): (13_264_901_120, 0),
+    ("baichuan", "2-13b", 125_696): (13_896_668_160, 0),
+    ("moss", "16b", 107_008): (16_717_980_160, 0),
+    ("opt", "125m", 50_272): (125e6, 0.01),
+    ("opt", "350m", 50_272): (331e6, 0.01),  # the name is that of GPT-3's, whose tables are wider
+    ("opt", "66b", 50_272): (66e9, 0.02),
+    ("opt", "175b", 50_272): (175e9, 0.01),
+    ("bloom", "560m", 250_880): (559e6, 0.01),
+    ("bloom", "7.1b", 250_880): (7.07e9, 0.01),
+    ("falcon", "7b", 65_024): (6_921_720_704, 0),
+    ("falcon", "40b", 65_024): (41e9, 0.03),
+    ("falcon", "180b", 65_024): (179.5e9, 0.01),
+    ("gpt_neox", "20b", 50_432): (20.6e9, 0.01),
+    ("gptj", "6b", 50_400): (6.05e9, 0.01),
+    ("gpt_neo", "2.7b", 50_257): (2.65e9, 0.01),
+    ("chatglm", "3-6b", 65_024): (6.24e9, 0.01),
+}
+
+
+@pytest.mark.parametrize(("family", "size", "vocabulary"), OTHERS)
+def test_others(family, size, vocabulary):
+    published, tolerance = OTHERS[family, size, vocabulary]
+    spec = build_spec(ModelConfig(family, size=size), vocab_size=vocabulary, max_positions=2048)
+    shapes = jax.tree.leaves(LanguageModel(spec).shapes)
+    found = sum(math.prod(leaf.shape) for leaf in shapes)
+    assert found == pytest.approx(published, rel=tolerance, abs=0)
+    assert parameter_count(spec).total == found
+
+
+def test_chatglm_6b_with_the_head_that_its_code_ties():
+    spec = build_spec(
+        ModelConfig("chatglm1", size="6b", tied=True), vocab_size=130_528, max_positions=2048
+    )
+    assert parameter_count(spec).total == pytest.approx(6.17e9, rel=2e-3)
 
 
 def test_baichuan_7b_is_a_llama_with_a_larger_vocabulary():

@@ -1,5 +1,7 @@
 """From a model's config to its spec."""
 
+import dataclasses
+
 import pytest
 
 from instar.errors import UserError
@@ -53,7 +55,7 @@ def test_every_field_of_the_config_reaches_the_spec(family):
         "width": 40,
         "heads": 6,
         "kv_heads": 2,
-        "head_dim": 10,
+        "head_dim": 16,
         "mlp_width": 70,
         "vocab_size": 130,
         "max_positions": 77,
@@ -61,18 +63,19 @@ def test_every_field_of_the_config_reaches_the_spec(family):
     }
     for tied in (True, False):
         spec = build(family=family, tied=tied, **fields)
-        mixer, mlp = only_layer(spec).mixer, only_layer(spec).mlp
-        assert {
-            "depth": spec.depth,
-            "width": spec.width,
-            "heads": mixer.heads,
-            "kv_heads": mixer.kv_heads,
-            "head_dim": mixer.head_dim,
-            "mlp_width": getattr(mlp, "expert", mlp).width,
-            "vocab_size": spec.vocab_size,
-            "max_positions": spec.max_positions,
-            "qk_norm": mixer.qk_norm is not None,
-        } == fields
+        for layer in spec.each_layer():
+            mixer, mlp = layer.mixer, layer.mlp
+            assert {
+                "depth": spec.depth,
+                "width": spec.width,
+                "heads": mixer.heads,
+                "kv_heads": mixer.kv_heads,
+                "head_dim": mixer.head_dim,
+                "mlp_width": getattr(mlp, "expert", mlp).width,
+                "vocab_size": spec.vocab_size,
+                "max_positions": spec.max_positions,
+                "qk_norm": mixer.qk_norm is not None,
+            } == fields
         assert spec.tied is tied
 
 
@@ -81,6 +84,25 @@ def test_the_fields_of_experts_reach_the_spec():
     spec = build(family="mixtral", depth=1, width=24, heads=4, mlp_width=10, **fields)
     expert = Mlp(10, "silu", gated=True)
     assert only_layer(spec).mlp == Experts(expert, 6, 3, choice_bias=True)
+
+
+def test_every_second_layer_of_a_gpt3_may_be_banded():
+    spec = build(family="gpt3", depth=5, width=24, heads=4, window=7)
+    ((twice, (dense, banded)), last) = spec.layers
+    assert (twice, last) == (2, (1, (dense,)))
+    assert (dense.mixer.window, banded.mixer.window) == (None, 7)
+    assert dataclasses.replace(banded, mixer=dense.mixer) == dense
+
+
+def test_what_a_published_size_has_of_its_own():
+    spec = build(family="opt", size="350m", depth=2)
+    assert (spec.embedding_width, spec.final_norm, spec.each_layer()[0].arrangement) == (
+        512,
+        None,
+        "post_norm",
+    )
+    assert build(family="falcon", size="40b").each_layer()[0].mixer.kv_heads == 8
+    assert build(family="falcon", size="40b", kv_heads=4).each_layer()[0].mixer.kv_heads == 4
 
 
 def test_a_size_and_changes_to_it_combine():

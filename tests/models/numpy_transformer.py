@@ -19,7 +19,7 @@ def norm(x: np.ndarray, spec, params: dict) -> np.ndarray:
         )
     else:
         x = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + spec.epsilon)
-    x = x * params["scale"]
+    x = x * (spec.offset + params["scale"])
     return x + params["bias"] if spec.bias else x
 
 
@@ -35,17 +35,42 @@ def activate(x: np.ndarray, name: str) -> np.ndarray:
     return np.where(x > 0, x, 0.0)
 
 
-def rotate_vector(x: np.ndarray, position: int, rotary) -> np.ndarray:
-    """One head at one position: pairs (a, b) turn by position * theta^(-2i/n)."""
-    n = round(len(x) * rotary.fraction)
+def rotate_vector(x: np.ndarray, position: int, rotary, n: int) -> np.ndarray:
+    """The first n elements of one head at one position: pairs turn by position * theta^(-2i/n)."""
     y = x.copy()
     for i in range(n // 2):
-        angle = position * rotary.theta ** (-2 * i / n)
+        turn = rotary.theta ** (-2 * i / n)
+        angle = position * (float(np.float16(turn)) if rotary.rounded else turn)
         first, second = (i, i + n // 2) if rotary.style == "half" else (2 * i, 2 * i + 1)
         a, b = x[first], x[second]
         y[first] = a * math.cos(angle) - b * math.sin(angle)
         y[second] = a * math.sin(angle) + b * math.cos(angle)
     return y
+
+
+def rotate_head(x: np.ndarray, place: int, block: int, rotary) -> np.ndarray:
+    """One head of a token; with two planes its halves turn by place and by block."""
+    n = round(len(x) * rotary.fraction)
+    if rotary.planes == 1:
+        return rotate_vector(x, place, rotary, n)
+    assert n == len(x)
+    halves = (x[: n // 2], place), (x[n // 2 :], block)
+    return np.concatenate([rotate_vector(half, at, rotary, n // 2) for half, at in halves])
+
+
+def places_and_blocks(tokens, positions, segments, prefix) -> tuple[np.ndarray, np.ndarray]:
+    """Du et al. 2022, section 2.3, for the texts of one row."""
+    places, blocks = positions.copy(), positions.copy()
+    for text in set(segments):
+        here = np.flatnonzero(segments == text)
+        backwards = zip(tokens[here[::-1]], positions[here[::-1]], strict=True)
+        at = {int(token): int(position) for token, position in backwards}
+        start = at.get(prefix.start_id, len(tokens))
+        masked = next((at[token] for token in prefix.mask_ids if token in at), 0)
+        for i in here:
+            blocks[i] = max(positions[i] - start + 1, 0)
+            places[i] = masked if positions[i] >= start else positions[i]
+    return places, blocks
 
 
 def alibi_slope(head: int, heads: int) -> float:
@@ -64,22 +89,31 @@ def visible(i: int, j: int, positions: np.ndarray, segments: np.ndarray, window)
     return distance >= 0 and (window is None or distance < window)
 
 
-def attention_row(x: np.ndarray, positions: np.ndarray, segments: np.ndarray, spec, params: dict):
+def attention_row(x: np.ndarray, places, positions, segments: np.ndarray, spec, params: dict):
     """Attention of one row [S, width]; a query that sees nothing gives zeros before `out`."""
     q, k, v = (
         np.einsum("se,ehd->shd", x, params[name]["kernel"])
         + (params[name]["bias"] if spec.bias else 0)
         for name in ("query", "key", "value")
     )
-    if spec.qk_norm is not None:
+    if spec.qk_norm is not None and spec.qk_norm_over == "head":
         q = norm(q, spec.qk_norm, params["query_norm"])
         k = norm(k, spec.qk_norm, params["key_norm"])
+    elif spec.qk_norm is not None:
+        q, k = (
+            norm(
+                a.reshape(len(a), -1),
+                spec.qk_norm,
+                {part: value.reshape(-1) for part, value in params[name].items()},
+            ).reshape(a.shape)
+            for a, name in ((q, "query_norm"), (k, "key_norm"))
+        )
     if spec.rotary is not None:
         q, k = (
             np.array(
                 [
-                    [rotate_vector(head, p, spec.rotary) for head in row]
-                    for row, p in zip(a, positions, strict=True)
+                    [rotate_head(head, place, block, spec.rotary) for head in row]
+                    for row, place, block in zip(a, places, positions, strict=True)
                 ]
             )
             for a in (q, k)
@@ -141,6 +175,42 @@ def slice_layer(params, index: int):
     return params[index]
 
 
+def layer_row(x: np.ndarray, places, positions, segments: np.ndarray, layer, p: dict):
+    """A layer of one row, each arrangement as its paper writes it."""
+
+    def n(name: str, x: np.ndarray) -> np.ndarray:
+        return norm(x, layer.norm, p[name])
+
+    def mix(x: np.ndarray) -> np.ndarray:
+        return attention_row(x, places, positions, segments, layer.mixer, p["mixer"])
+
+    def feed(x: np.ndarray) -> np.ndarray:
+        if hasattr(layer.mlp, "expert"):
+            return experts(x, segments > 0, layer.mlp, p["mlp"])
+        return mlp(x, layer.mlp, p["mlp"])
+
+    if layer.arrangement == "pre_norm":
+        x = x + mix(n("mixer_norm", x))
+        return x + feed(n("mlp_norm", x))
+    if layer.arrangement == "post_norm":
+        x = n("mixer_sum_norm", x + mix(x))
+        return n("mlp_sum_norm", x + feed(x))
+    if layer.arrangement == "output_norm":
+        x = x + n("mixer_out_norm", mix(x))
+        return x + n("mlp_out_norm", feed(x))
+    if layer.arrangement == "sandwich":
+        x = x + n("mixer_out_norm", mix(n("mixer_norm", x)))
+        return x + n("mlp_out_norm", feed(n("mlp_norm", x)))
+    if layer.arrangement == "parallel":
+        return x + mix(n("mixer_norm", x)) + feed(n("mlp_norm", x))
+    if layer.arrangement == "shared":
+        return x + mix(n("mixer_norm", x)) + feed(n("mixer_norm", x))
+    assert layer.arrangement == "normed"
+    h = n("mixer_norm", x)
+    h = n("mlp_norm", layer.residual_scale * h + mix(h))
+    return layer.residual_scale * h + feed(h)
+
+
 def logits(spec, params, tokens, positions=None, segments=None) -> np.ndarray:
     """float64 [B, S, vocab]; what it says at padding is not defined."""
 
@@ -156,23 +226,36 @@ def logits(spec, params, tokens, positions=None, segments=None) -> np.ndarray:
         segments = np.ones(tokens.shape, int)
     rows = []
     for row_tokens, row_positions, row_segments in zip(tokens, positions, segments, strict=True):
-        x = params["embedding"][row_tokens]
+        places = row_positions
+        if spec.prefix is not None:
+            places, row_positions = places_and_blocks(
+                row_tokens, row_positions, row_segments, spec.prefix
+            )
+        x = spec.embedding_scale * params["embedding"][row_tokens]
+        if spec.embedding_width is not None:
+            x = x @ params["widen"]["kernel"]
         if spec.learned_positions:
-            x = x + params["position_embedding"][row_positions]
+            x = x + params["position_embedding"][places + spec.position_offset]
+        if spec.embedding_norm is not None:
+            x = norm(x, spec.embedding_norm, params["embedding_norm"])
         for group, (repeat, period) in enumerate(spec.layers):
-            for n in range(repeat):
+            for index in range(repeat):
                 for place, layer in enumerate(period):
-                    p = slice_layer(params[f"group_{group}"][f"layer_{place}"], n)
-                    normed = norm(x, layer.norm, p["mixer_norm"])
-                    x = x + attention_row(
-                        normed, row_positions, row_segments, layer.mixer, p["mixer"]
-                    )
-                    normed = norm(x, layer.norm, p["mlp_norm"])
-                    if hasattr(layer.mlp, "expert"):
-                        x = x + experts(normed, row_segments > 0, layer.mlp, p["mlp"])
-                    else:
-                        x = x + mlp(normed, layer.mlp, p["mlp"])
+                    p = slice_layer(params[f"group_{group}"][f"layer_{place}"], index)
+                    x = layer_row(x, places, row_positions, row_segments, layer, p)
         if spec.final_norm is not None:
             x = norm(x, spec.final_norm, params["final_norm"])
-        rows.append(x @ (params["embedding"].T if spec.tied else params["head"]["kernel"]))
+        if spec.embedding_width is not None:
+            x = x @ params["narrow"]["kernel"]
+        rows.append(head(x, spec, params))
     return np.array(rows)
+
+
+def head(x: np.ndarray, spec, params: dict) -> np.ndarray:
+    """The logits [S, vocab] of hidden states."""
+    table = params["embedding"].T if spec.tied else params["head"]["kernel"]
+    if spec.head_normed:
+        table = table / np.sqrt((table**2).sum(0))
+    found = x @ table + (params["head"]["bias"] if spec.head_bias else 0)
+    cap = spec.logit_softcap
+    return found if cap is None else cap * np.tanh(found / cap)

@@ -34,6 +34,7 @@ CASES = SPECS | {
     # The families with every option that is off by default in them.
     "gpt-gqa-untied": with_mixer(GPT, heads=4, kv_heads=2, window=4).replace(tied=False),
     "llama-partial": LLAMA.replace(tied=True),
+    "llama-normed-head": LLAMA.replace(head_normed=True),
     "experts-biased": with_experts(score="sigmoid", choice_bias=True),
 }
 LENGTHS = [[4, 6, 3], [13], [5, 1, 5]]

@@ -92,7 +92,7 @@ def test_kinds_and_sides_follow_the_names(spec):
     assert axes.keys() == shapes.keys()
     for name, a in axes.items():
         assert len(a.names) == len(shapes[name].shape)
-        if "embedding" in name or name == "head.kernel":
+        if name in ("embedding", "position_embedding", "head.kernel"):
             kind = "embedding"
         else:
             kind = "matrix" if name.endswith("kernel") else "vector"
@@ -109,6 +109,8 @@ def test_kinds_and_sides_follow_the_names(spec):
                     "up": (["embed"], ["mlp"]),
                     "gate": (["embed"], ["mlp"]),
                     "down": (["mlp"], ["embed"]),
+                    "widen": (["narrow"], ["embed"]),
+                    "narrow": (["embed"], ["narrow"]),
                     "router": (["embed"], ["router"]),
                 }[name.split(".")[-2]]
             )

@@ -19,6 +19,9 @@ class HubFormat:
       read_config: a config.json to a spec; refuses what this code does not do.
       write_config: a spec to the fields of a config.json, `model_type` aside.
       layout: its tensors.
+      marked_by: a field that config.json has where several families share a `model_type`.
+      own_code: the class comes with the weights and not with transformers; a model is written so
+        where transformers has none that is the same.
     """
 
     model_types: tuple[str, ...]
@@ -26,6 +29,8 @@ class HubFormat:
     read_config: Callable[[HubConfig], ModelSpec]
     write_config: Callable[[ModelSpec], dict[str, Any]]
     layout: Layout
+    marked_by: str | None = None
+    own_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Family:
     Attributes:
       build: from sizes to a spec; `sizes` are the published ones, as values of
         `registry.SHAPE_FIELDS`.
+      variants: what a published size has besides, as further arguments of `build`.
       options: the fields of `registry.ModelConfig` that it has beyond those of every family.
       hub, gguf: the formats in which its weights are found elsewhere.
     """
@@ -61,6 +67,7 @@ class Family:
     name: str
     build: Callable[..., ModelSpec]
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     hub: HubFormat | None = None
     gguf: GgufFormat | None = None

@@ -4,12 +4,13 @@ GPT-2 (Radford et al. 2019) is the same architecture, and its format is the one 
 store both.
 """
 
+import dataclasses
 from typing import Any
 
 from instar.families.family import Family, GgufFormat, HubFormat
 from instar.families.hub_config import MOST_LAYERS, HubConfig
 from instar.families.layout import Layout, Tensor, linear, norm, table
-from instar.models.spec import Activation, Attention, Layer, Mlp, ModelSpec, Norm
+from instar.models.spec import Activation, Attention, Layer, Mlp, ModelSpec, Norm, in_groups
 
 # Layers, width, heads. The paper prints 24 heads of 128 for 1.3B and a width of 5140 for 13B, which
 # contradict its own FLOP column (table D.1): 16 heads and 5120 agree with it.
@@ -37,10 +38,15 @@ def gpt3(
     max_positions: int = 2048,
     tied: bool = True,
     qk_norm: bool = False,
+    window: int | None = None,
     activation: Activation = "gelu_tanh",
     norm_epsilon: float = 1e-5,
 ) -> ModelSpec:
-    """A GPT-3 of any size; the MLP is four times as wide as the model unless stated."""
+    """A GPT-3 of any size; the MLP is four times as wide as the model unless stated.
+
+    With a `window` every second layer is locally banded, as those of the paper are (section 2.1;
+    how wide their bands were is not published): its queries see so many keys.
+    """
     layer_norm = Norm("layer", norm_epsilon, bias=True)
     mixer = Attention(
         heads=heads,
@@ -50,12 +56,13 @@ def gpt3(
         out_bias=True,
         qk_norm=layer_norm if qk_norm else None,
     )
-    mlp = Mlp(mlp_width or 4 * width, activation, bias=True)
+    layer = Layer(mixer, Mlp(mlp_width or 4 * width, activation, bias=True), layer_norm)
+    banded = dataclasses.replace(layer, mixer=dataclasses.replace(mixer, window=window))
     return ModelSpec(
         vocab_size=vocab_size,
         width=width,
         max_positions=max_positions,
-        layers=((depth, (Layer(mixer, mlp, layer_norm),)),),
+        layers=in_groups([(layer, banded)[number % 2] for number in range(depth)]),
         final_norm=layer_norm,
         learned_positions=True,
         tied=tied,
@@ -200,6 +207,7 @@ FAMILY = Family(
     "gpt3",
     gpt3,
     SIZES,
+    options=("window",),
     hub=HubFormat(("gpt2",), "GPT2LMHeadModel", read_config, write_config, LAYOUT),
     gguf=GgufFormat("gpt2", GGUF_FIELDS, Layout(gguf_outer_tensors, gguf_layer_tensors)),
 )

@@ -2,7 +2,7 @@
 
 import reprlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from instar.errors import UserError
@@ -43,14 +43,15 @@ class HubConfig:
             raise self.error(name, f"must be at most {most:,}, not {reprlib.repr(value)}")
         return value
 
-    def number(self, name: str, default: Any = _MISSING) -> float:
-        """A finite number above 0."""
+    def number(self, name: str, default: Any = _MISSING, zero: bool = False) -> float:
+        """A finite number above 0, or also 0."""
         value = self._get(name, default)
         if value is default:
             return value
         sound = isinstance(value, int | float) and not isinstance(value, bool)
-        if not sound or not 0 < value <= sys.float_info.max:
-            raise self.error(name, f"must be a finite number above 0, not {reprlib.repr(value)}")
+        if not sound or not (0 < value <= sys.float_info.max or (zero and value == 0)):
+            wanted = "of at least 0" if zero else "above 0"
+            raise self.error(name, f"must be a finite number {wanted}, not {reprlib.repr(value)}")
         return float(value)
 
     def flag(self, name: str, default: Any = _MISSING) -> bool:
@@ -66,6 +67,21 @@ class HubConfig:
         if not isinstance(value, str) or value not in choices:
             raise self.error(name, f"must be one of {', '.join(choices)}, not {value!r}")
         return choices[value]
+
+    def raw(self, name: str) -> Any:
+        """The field as it is."""
+        return self._get(name, _MISSING)
+
+    def names(self, name: str, choices: Collection[str]) -> list[str]:
+        """A list of some of these names."""
+        value = self._get(name, _MISSING)
+        if not isinstance(value, list) or any(
+            not isinstance(each, str) or each not in choices for each in value
+        ):
+            raise self.error(
+                name, f"must be a list of {' or '.join(choices)}, not {reprlib.repr(value)}"
+            )
+        return value
 
     def section(self, name: str) -> "HubConfig":
         """The fields below a field."""

@@ -135,8 +135,10 @@ def sizes_of(spec: ModelSpec, layer: Layer | None) -> Sizes:
     sizes = {
         "vocab": spec.vocab_size,
         "embed": spec.width,
-        "positions": spec.max_positions,
+        "narrow": spec.table_width,
+        "positions": spec.max_positions + spec.position_offset,
         "two": 2,
+        "four": 4,
     }
     if layer is not None:
         mixer, mlp = layer.mixer, layer.mlp
@@ -147,6 +149,7 @@ def sizes_of(spec: ModelSpec, layer: Layer | None) -> Sizes:
             "heads": mixer.heads,
             "kv_heads": mixer.kv_heads,
             "group": mixer.heads // mixer.kv_heads,
+            "quarter": mixer.heads // 4,
             "head_dim": mixer.head_dim,
             "half": mixer.head_dim // 2,
             "mlp": mlp.width,
@@ -193,7 +196,52 @@ def linear(name: str, path: str, inputs: str, outputs: str, bias: bool = False) 
     return [weight, Tensor(f"{name}.bias", {f"{path}.bias": f"{outputs} -> ({outputs})"})]
 
 
-def norm(name: str, path: str, spec: Norm, axis: str = "embed") -> list[Tensor]:
-    """A LayerNorm or an RMSNorm over `axis`."""
-    scale = table(f"{name}.weight", f"{path}.scale", axis)
-    return [scale, table(f"{name}.bias", f"{path}.bias", axis)] if spec.bias else [scale]
+def fused(
+    name: str, parts: dict[str, str], bias: bool, fold: str | None = None, inputs: str = "embed"
+) -> list[Tensor]:
+    """A torch Linear that holds several projections of the same input.
+
+    `parts` and `fold` are patterns of outputs alone ("heads head_dim -> heads 1 head_dim"); where
+    there is a fold, the parts follow one another along its second axis.
+    """
+
+    sides = {path: _sides(pattern) for path, pattern in parts.items()}
+    kernels = {
+        f"{path}.kernel": f"{inputs} {ours} -> {theirs} {inputs}"
+        for path, (ours, theirs) in sides.items()
+    }
+    join, weight_fold = 0, None
+    if fold is not None:
+        ours, theirs = _sides(fold)
+        join, weight_fold = 1, f"{ours} {inputs} -> {theirs} {inputs}"
+    weight = Tensor(f"{name}.weight", kernels, join, weight_fold)
+    if not bias:
+        return [weight]
+    biases = {f"{path}.bias": each for path, each in parts.items()}
+    return [weight, Tensor(f"{name}.bias", biases, join, fold)]
+
+
+# Queries, keys and values in one matrix: one after the other; or head by head, each head's three
+# together; or by the heads that share a key, their queries first.
+CHAINED = {
+    "mixer.query": "heads head_dim -> (heads head_dim)",
+    "mixer.key": "kv_heads head_dim -> (kv_heads head_dim)",
+    "mixer.value": "kv_heads head_dim -> (kv_heads head_dim)",
+}
+BY_HEAD = dict.fromkeys(CHAINED, "heads head_dim -> heads 1 head_dim")
+BY_HEAD_FOLD = "heads slots head_dim -> (heads slots head_dim)"
+BY_GROUP = {
+    "mixer.query": "(kv_heads group) head_dim -> kv_heads group head_dim",
+    "mixer.key": "kv_heads head_dim -> kv_heads 1 head_dim",
+    "mixer.value": "kv_heads head_dim -> kv_heads 1 head_dim",
+}
+BY_GROUP_FOLD = "kv_heads slots head_dim -> (kv_heads slots head_dim)"
+# A gate and what it multiplies in one matrix.
+GATE_UP = {"mlp.gate": "mlp -> mlp", "mlp.up": "mlp -> mlp"}
+
+
+def norm(name: str, path: str, spec: Norm, axes: str = "embed") -> list[Tensor]:
+    """A LayerNorm or an RMSNorm over `axes`."""
+    pattern = f"{axes} -> ({axes})"
+    scale = Tensor(f"{name}.weight", {f"{path}.scale": pattern})
+    return [scale, Tensor(f"{name}.bias", {f"{path}.bias": pattern})] if spec.bias else [scale]

@@ -105,6 +105,19 @@ def read_config(config: HubConfig) -> ModelSpec:
     )
 
 
+def read_plain_rotary(config: HubConfig, fraction: float = 1.0) -> tuple[float, float]:
+    """theta, and which part of a head turns, of rotary positions that nothing stretches."""
+    theta = config.number("rope_theta", 10_000.0)
+    fraction = config.number("partial_rotary_factor", fraction)
+    config.expect(rope_scaling=None)
+    if config.has("rope_parameters"):
+        section = config.section("rope_parameters")
+        section.expect(rope_type="default")
+        theta = section.number("rope_theta", theta)
+        fraction = section.number("partial_rotary_factor", fraction)
+    return theta, fraction
+
+
 def read_rotary(config: HubConfig, positions: int) -> Rotary:
     """Rotary positions, as transformers 4 (`rope_theta`, `rope_scaling`) or 5 states them."""
     theta = config.number("rope_theta", 10_000.0)

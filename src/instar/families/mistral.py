@@ -16,9 +16,11 @@ def mistral(*, window: int | None = 4096, **options: Any) -> ModelSpec:
 
 def with_window(spec: ModelSpec, window: int | None) -> ModelSpec:
     """The same model, in which a query sees `window` keys, its own included."""
-    ((depth, (layer,)),) = spec.layers
-    windowed = dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, window=window))
-    return spec.replace(layers=((depth, (windowed,)),))
+
+    def change(layer: Layer) -> Layer:
+        return dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, window=window))
+
+    return spec.map_layers(change)
 
 
 def read_config(config: HubConfig) -> ModelSpec:
@@ -36,6 +38,6 @@ def write_config(spec: ModelSpec) -> dict[str, Any]:
 FAMILY = Family(
     "mistral",
     mistral,
-    {},
+    options=("window",),
     hub=HubFormat(("mistral",), "MistralForCausalLM", read_config, write_config, llama.LAYOUT),
 )

@@ -30,9 +30,17 @@ def mixtral(
 
 def with_experts(spec: ModelSpec, count: int, top_k: int, choice_bias: bool = False) -> ModelSpec:
     """The same model with `count` MLPs like its own in each layer, `top_k` of them for a token."""
-    ((depth, (layer,)),) = spec.layers
-    experts = Experts(layer.mlp, count, top_k, choice_bias=choice_bias)
-    return spec.replace(layers=((depth, (dataclasses.replace(layer, mlp=experts),)),))
+
+    def change(layer: Layer) -> Layer:
+        experts = Experts(layer.mlp, count, top_k, choice_bias=choice_bias)
+        return dataclasses.replace(layer, mlp=experts)
+
+    return spec.map_layers(change)
+
+
+def dense(spec: ModelSpec) -> ModelSpec:
+    """The same model with one of its experts as the MLP of each layer."""
+    return spec.map_layers(lambda layer: dataclasses.replace(layer, mlp=layer.mlp.expert))
 
 
 def read_config(config: HubConfig) -> ModelSpec:
@@ -47,9 +55,8 @@ def read_config(config: HubConfig) -> ModelSpec:
 
 def write_config(spec: ModelSpec) -> dict[str, Any]:
     """The fields of a MixtralForCausalLM's config.json."""
-    ((depth, (layer,)),) = spec.layers
-    dense = dataclasses.replace(layer, mlp=layer.mlp.expert)
-    return llama.write_config(spec.replace(layers=((depth, (dense,)),))) | {
+    layer = spec.each_layer()[0]
+    return llama.write_config(dense(spec)) | {
         "sliding_window": layer.mixer.window,
         "num_local_experts": layer.mlp.count,
         "num_experts_per_tok": layer.mlp.top_k,
@@ -58,9 +65,9 @@ def write_config(spec: ModelSpec) -> dict[str, Any]:
 
 def layer_tensors(layer: Layer) -> list[Tensor]:
     """A layer: LLaMA's, with a router (`gate`) and the matrices of each expert."""
-    dense = llama.layer_tensors(dataclasses.replace(layer, mlp=layer.mlp.expert))
+    one = llama.layer_tensors(dataclasses.replace(layer, mlp=layer.mlp.expert))
     stem = "model.layers.{layer}.block_sparse_moe."
-    tensors = [tensor for tensor in dense if ".mlp." not in tensor.name]
+    tensors = [tensor for tensor in one if ".mlp." not in tensor.name]
     tensors += linear(f"{stem}gate", "mlp.router", "embed", "experts")
     for name, path, inputs, outputs in (
         ("w1", "mlp.gate", "embed", "mlp"),
@@ -74,7 +81,7 @@ def layer_tensors(layer: Layer) -> list[Tensor]:
 FAMILY = Family(
     "mixtral",
     mixtral,
-    options=("experts", "experts_per_token", "router_bias"),
+    options=("experts", "experts_per_token", "router_bias", "window"),
     hub=HubFormat(
         ("mixtral",),
         "MixtralForCausalLM",

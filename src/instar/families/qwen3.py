@@ -6,7 +6,7 @@ from typing import Any
 from instar.families import llama
 from instar.families.family import Family, HubFormat
 from instar.families.hub_config import HubConfig
-from instar.models.spec import ModelSpec
+from instar.models.spec import Layer, ModelSpec
 
 
 def qwen3(**options: Any) -> ModelSpec:
@@ -18,10 +18,13 @@ def read_config(config: HubConfig) -> ModelSpec:
     """The spec of a Qwen3ForCausalLM."""
     config.expect(use_sliding_window=False, mlp_bias=False)
     config.integer("head_dim")
-    spec = llama.read_config(config)
-    ((depth, (layer,)),) = spec.layers
-    mixer = dataclasses.replace(layer.mixer, qk_norm=layer.norm)
-    return spec.replace(layers=((depth, (dataclasses.replace(layer, mixer=mixer),)),))
+
+    def change(layer: Layer) -> Layer:
+        return dataclasses.replace(
+            layer, mixer=dataclasses.replace(layer.mixer, qk_norm=layer.norm)
+        )
+
+    return llama.read_config(config).map_layers(change)
 
 
 FAMILY = Family(

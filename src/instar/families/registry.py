@@ -3,6 +3,8 @@
 A family is a file in this room that holds a `FAMILY`; nothing else lists it.
 """
 
+import dataclasses
+import functools
 import importlib
 import pkgutil
 from dataclasses import dataclass
@@ -10,10 +12,10 @@ from dataclasses import dataclass
 from instar import families
 from instar.errors import UserError
 from instar.families.family import Family
-from instar.models.spec import ModelSpec
+from instar.models.spec import Layer, ModelSpec
 
 SHAPE_FIELDS = ("depth", "width", "heads", "mlp_width")
-OWN_FIELDS = ("experts", "experts_per_token", "router_bias")  # of some families
+OWN_FIELDS = ("experts", "experts_per_token", "router_bias", "window")  # of some families
 
 
 def find_families() -> dict[str, Family]:
@@ -36,6 +38,7 @@ class ModelConfig:
     Whatever is None is the family's own. `vocab_size` is the tokenizer's and `max_positions` the
     training sequence's where they are None. The families of `experts` have so many MLPs in a layer,
     `experts_per_token` of which read each token; with `router_bias` they are balanced by a bias.
+    Those of windows have layers, all or some, in which a token sees `window` keys.
     """
 
     family: str = "llama"
@@ -53,6 +56,7 @@ class ModelConfig:
     experts: int | None = None
     experts_per_token: int | None = None
     router_bias: bool | None = None
+    window: int | None = None
 
     def check(self) -> None:
         if self.family not in FAMILIES:
@@ -76,7 +80,14 @@ class ModelConfig:
         for name in ("depth", "width", "heads"):
             if self.size is None and getattr(self, name) is None:
                 raise UserError(f"model.{name} is missing: give it, or a published model.size")
-        for name in (*SHAPE_FIELDS, "kv_heads", "head_dim", "vocab_size", "max_positions"):
+        for name in (
+            *SHAPE_FIELDS,
+            "kv_heads",
+            "head_dim",
+            "vocab_size",
+            "max_positions",
+            "window",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"model.{name} must be at least 1, not {value}")
@@ -102,15 +113,26 @@ def build_spec(config: ModelConfig, *, vocab_size: int, max_positions: int) -> M
       UserError: the sizes contradict each other.
     """
     options = {
-        "kv_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "vocab_size": config.vocab_size or vocab_size,
         "max_positions": config.max_positions or max_positions,
         "tied": config.tied,
-        "qk_norm": config.qk_norm,
         **{name: getattr(config, name) for name in OWN_FIELDS},
     }
     given = {name: value for name, value in options.items() if value is not None}
-    spec = FAMILIES[config.family].build(**config.shape(), **given)
+    family = FAMILIES[config.family]
+    variant = family.variants.get(config.size, {})
+    spec = family.build(**{**config.shape(), **variant, **given})
+    spec = spec.map_layers(functools.partial(_with_heads, config))
     spec.check()
     return spec
+
+
+def _with_heads(config: ModelConfig, layer: Layer) -> Layer:
+    """The layer with what any family may have fewer or more of than it has by itself."""
+    mixer = layer.mixer
+    if config.kv_heads is not None:
+        mixer = dataclasses.replace(mixer, kv_heads=config.kv_heads)
+    if config.qk_norm is not None and config.qk_norm != (mixer.qk_norm is not None):
+        mixer = dataclasses.replace(mixer, qk_norm=layer.norm if config.qk_norm else None)
+    return dataclasses.replace(layer, mixer=mixer)

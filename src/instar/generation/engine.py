@@ -146,7 +146,9 @@ class Engine:
             for row, prompt in zip(seen, prompts, strict=False):
                 row[prompt] = True
         state = self._start(last, alive, seen, capacity)
-        for tokens, lengths in pieces([prompt[:-1] for prompt in prompts], count):
+        # All of a prefix sees all of it, and is read at once.
+        most = PIECE if self._spec.prefix is None else bucket(self._spec.max_positions)
+        for tokens, lengths in pieces([prompt[:-1] for prompt in prompts], count, most):
             state = self._prefill(params, state, tokens, lengths)
         return state
 
@@ -156,13 +158,17 @@ def bucket(size: int, least: int = 1) -> int:
     return 1 << (max(size, least) - 1).bit_length()
 
 
-def pieces(prompts: Sequence[Sequence[int]], count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def pieces(
+    prompts: Sequence[Sequence[int]], count: int, most: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Prompts in pieces: tokens int32 [count, S], right-padded with 0, and lengths int32 [count].
+
+    S is at most `most`.
 
     Rows beyond the prompts have length 0, and so has a prompt that ended in an earlier piece.
     """
     longest = max(map(len, prompts))
-    width = min(bucket(longest, LEAST_PIECE), PIECE)
+    width = min(bucket(longest, LEAST_PIECE), most)
     for begin in range(0, longest, width):
         tokens, lengths = np.zeros((count, width), np.int32), np.zeros(count, np.int32)
         for row, prompt in enumerate(prompts):

@@ -23,7 +23,8 @@ def for_decoding(model: LanguageModel, params: Params) -> tuple[LanguageModel, P
     its memory; for as long as both sets of parameters are held, they take that of both.
     """
     execution = model.execution
-    spec = with_kv_heads(unstacked(model.spec), execution.parts("kv_heads")).replace(tied=False)
+    spec = with_kv_heads(unstacked(model.spec), execution.parts("kv_heads"))
+    spec = spec.replace(tied=False, head_normed=False)
     laid_out = LanguageModel(spec, execution)
 
     def place(axes: Axes, x: jax.Array) -> jax.Array:
@@ -37,9 +38,8 @@ def for_decoding(model: LanguageModel, params: Params) -> tuple[LanguageModel, P
     @jax.jit
     def convert(params: Params) -> Params:
         params = unstack(model.spec, params)
-        table = execution.vocabulary(params["embedding"])
-        head = table if model.spec.tied else execution.vocabulary(params["head"]["kernel"].T)
-        params |= {"embedding": table, "head": {"kernel": head.T}}
+        head = params.get("head", {}) | {"kernel": model.head_table(params).T}
+        params |= {"embedding": execution.vocabulary(params["embedding"]), "head": head}
         return jax.tree.map(place, laid_out.axes, params)
 
     return laid_out, convert(params)
@@ -52,7 +52,7 @@ def with_kv_heads(spec: ModelSpec, least: int) -> ModelSpec:
         heads = max(layer.mixer.kv_heads, least)
         return dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, kv_heads=heads))
 
-    return spec.replace(layers=tuple((n, tuple(map(change, period))) for n, period in spec.layers))
+    return spec.map_layers(change)
 
 
 def unstacked(spec: ModelSpec) -> ModelSpec:

@@ -165,17 +165,17 @@ def hub_format_of(spec: ModelSpec) -> tuple[HubFormat, dict[str, Any]]:
     Raises:
       UserError: there is none.
     """
-    for family in FAMILIES.values():
-        if family.hub is None:
-            continue
+    formats = [family.hub for family in FAMILIES.values() if family.hub is not None]
+    for form in sorted(formats, key=lambda form: form.own_code):
         try:
-            fields = family.hub.write_config(spec)
-            found = family.hub.read_config(HubConfig(json.loads(json.dumps(fields)), family.name))
-        except (UserError, KeyError, AttributeError):
+            fields = form.write_config(spec)
+            written = HubConfig(json.loads(json.dumps(fields)), form.architecture)
+            found = form.read_config(written)
+        except (UserError, KeyError, AttributeError, TypeError):
             continue  # of another kind altogether
         if found == spec:
-            return family.hub, fields
-    names = ", ".join(family.hub.architecture for family in FAMILIES.values() if family.hub)
+            return form, fields
+    names = ", ".join(form.architecture for form in formats)
     raise UserError(
         f"no model of transformers that can be written is like this one (there are {names}): "
         "its layers combine what none of them combines"
@@ -195,7 +195,7 @@ def _write_configs(
         ids["pad_token_id"] = card.tokenizer.pad_id
         save_for_transformers(card.tokenizer, folder, card.chat_template)
     head = {"architectures": [form.architecture], "model_type": form.model_types[0]}
-    _write_json(folder / CONFIG, head | fields | ids | {"torch_dtype": dtype})
+    _write_json(folder / CONFIG, head | ids | fields | {"torch_dtype": dtype})
     _write_json(folder / GENERATION_CONFIG, ids)
 
 

@@ -95,18 +95,16 @@ def _open_hub_folder(folder: Path) -> ForeignModel:
 
 
 def _family_of(fields: Mapping[str, Any], source: Path) -> Family:
-    known = {
-        name: family
-        for family in FAMILIES.values()
-        if family.hub
-        for name in family.hub.model_types
-    }
     kind = fields.get("model_type")
-    if not isinstance(kind, str) or kind not in known:
-        raise UserError(
-            f"{source}: model_type {kind!r} is none of those that can be read: {', '.join(known)}"
-        )
-    return known[kind]
+    forms = [family for family in FAMILIES.values() if family.hub]
+    found = [f for f in forms if isinstance(kind, str) and kind in f.hub.model_types]
+    for family in sorted(found, key=lambda family: family.hub.marked_by is None):
+        if family.hub.marked_by in (None, *fields):
+            return family
+    known = sorted({name for family in forms for name in family.hub.model_types})
+    raise UserError(
+        f"{source}: model_type {kind!r} is none of those that can be read: {', '.join(known)}"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from instar.errors import UserError
+from instar.models.prefix import NOWHERE
 from instar.models.spec import Layer, ModelSpec
 
 LayerCache = tuple[jax.Array, jax.Array]
@@ -20,12 +21,14 @@ class KVCache:
     order in which the products of attention read them, so that a step copies nothing around.
     `positions` and `segment_ids` are int32 [B, capacity]; segment 0 marks an empty slot, so that
     the attention contract alone decides what is visible. `length` int32 [B] is the next free slot.
+    `marks` int32 [B, ...] tell where a prefix ends (see `instar.models.prefix`), if there are any.
     """
 
     layers: tuple[tuple[LayerCache, ...], ...]
     positions: jax.Array
     segment_ids: jax.Array
     length: jax.Array
+    marks: jax.Array | None = None
 
 
 def init_cache(
@@ -51,7 +54,10 @@ def init_cache(
 
     zeros = jnp.zeros((batch, capacity), jnp.int32)
     layers = tuple(tuple(empty(n, layer) for layer in period) for n, period in spec.layers)
-    return KVCache(layers, zeros, zeros, jnp.zeros(batch, jnp.int32))
+    marks = None
+    if spec.prefix is not None:
+        marks = jnp.full((batch, 1 + len(spec.prefix.mask_ids)), NOWHERE, jnp.int32)
+    return KVCache(layers, zeros, zeros, jnp.zeros(batch, jnp.int32), marks)
 
 
 def slots_for(cache: KVCache, segment_ids: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """The functional boundary: a model as pure functions over a tree of parameters."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -9,11 +10,14 @@ from flax import nnx
 from instar.errors import UserError
 from instar.models.cache import KVCache, advance, slots_for
 from instar.models.parameters import Initialization, logical_axes
+from instar.models.prefix import NOWHERE, marks_of_texts, marks_of_tokens, places_and_blocks
 from instar.models.spec import ModelSpec
 from instar.models.transformer import Context, Execution, Transformer
 
 Params = dict
 Head = Callable[[jax.Array], jax.Array]
+
+LEAST_NORM = 1e-12  # of a row of a head, so that rows of zeros stay zeros
 
 
 class LanguageModel:
@@ -78,11 +82,20 @@ class LanguageModel:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         if segment_ids is None:
             segment_ids = jnp.ones(tokens.shape, jnp.int32)
-        slots = None
+        places = slots = None
+        if self.spec.prefix is not None:
+            marks = marks_of_tokens(tokens, positions, self.spec.prefix)
+            if cache is None:
+                marks = marks_of_texts(marks, segment_ids)
+            else:
+                marks = jnp.where((segment_ids > 0)[..., None], marks, NOWHERE)
+                cache = dataclasses.replace(cache, marks=jnp.minimum(cache.marks, marks.min(1)))
+                marks = cache.marks[:, None]
+            places, positions = places_and_blocks(positions, marks)
         if cache is not None:
             slots = slots_for(cache, segment_ids)
             cache = advance(cache, slots, positions, segment_ids)
-        context = Context(positions, segment_ids, self.execution, cache, slots, dropout)
+        context = Context(positions, segment_ids, self.execution, cache, slots, dropout, places)
         key = key if dropout else None
         hidden, cache, routing = nnx.merge(self._graphdef, params)(tokens, context, key)
         aux = {"cache": cache} if cache is not None else {}
@@ -90,15 +103,26 @@ class LanguageModel:
 
     def head(self, params: Params) -> Head:
         """The callable hidden [..., embed] -> logits [..., vocab] in at least float32."""
-        table = params["embedding"] if self.spec.tied else params["head"]["kernel"].T
-        kernel = self.execution.vocabulary(table).T
+        spec, kernel = self.spec, self.head_table(params).T
+        bias = params["head"]["bias"] if spec.head_bias else None
 
         def logits(hidden: jax.Array) -> jax.Array:
             accumulate = jnp.promote_types(hidden.dtype, jnp.float32)
             padded = jnp.matmul(hidden, kernel, preferred_element_type=accumulate)
-            return padded[..., : self.spec.vocab_size]
+            found = padded[..., : spec.vocab_size]
+            found = found if bias is None else found + bias.astype(accumulate)
+            cap = spec.logit_softcap
+            return found if cap is None else cap * jnp.tanh(found / cap)
 
         return logits
+
+    def head_table(self, params: Params) -> jax.Array:
+        """The matrix [vocab, embed] of the head as it is used, see `Execution.vocabulary`."""
+        table = params["embedding"] if self.spec.tied else params["head"]["kernel"].T
+        if self.spec.head_normed:
+            norms = jnp.linalg.norm(table, axis=-1, keepdims=True)
+            table = table / jnp.maximum(norms, LEAST_NORM)
+        return self.execution.vocabulary(table)
 
     def value_head(self, params: Params) -> Head:
         """The callable hidden [..., embed] -> one number each [...], of a spec with that output."""

@@ -19,22 +19,25 @@ Spread = Callable[[jax.Array, int], jax.Array]  # (weights, the axis of heads) -
 
 
 class Norm(nnx.Module):
-    """LayerNorm or RMSNorm over the last axis, computed in at least float32."""
+    """LayerNorm or RMSNorm over the last axes, computed in at least float32."""
 
-    def __init__(self, spec: specs.Norm, width: int, axis: str = "norm"):
-        self.spec = spec
-        self.scale = param(jnp.ones(width), (axis,))
+    def __init__(self, spec: specs.Norm, *sides: tuple[str, int]):
+        names, sizes = zip(*sides, strict=True)
+        self.spec, self.axes = spec, tuple(range(-len(sides), 0))
+        self.scale = param(jnp.full(sizes, 1 - spec.offset), names)
         if spec.bias:
-            self.bias = param(jnp.zeros(width), (axis,))
+            self.bias = param(jnp.zeros(sizes), names)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, spread: Spread | None = None) -> jax.Array:
+        """The normed x, with parameters that `spread` repeats along their first axis."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.spec.kind == "layer":
-            wide -= wide.mean(-1, keepdims=True)
-        wide *= jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.spec.epsilon)
-        wide *= self.scale[...]
+            wide -= wide.mean(self.axes, keepdims=True)
+        wide *= jax.lax.rsqrt(jnp.square(wide).mean(self.axes, keepdims=True) + self.spec.epsilon)
+        scale = self.scale[...] + self.spec.offset if self.spec.offset else self.scale[...]
+        wide *= scale if spread is None else spread(scale, 0)
         if self.spec.bias:
-            wide += self.bias[...]
+            wide += self.bias[...] if spread is None else spread(self.bias[...], 0)
         return wide.astype(x.dtype)
 
 
@@ -75,6 +78,8 @@ class Projection(nnx.Module):
 def frequencies_of(rotary: specs.Rotary, size: int) -> np.ndarray:
     """By how many radians each pair of the `size` rotated elements turns a position: [size/2]."""
     frequencies = rotary.theta ** (-np.arange(0, size, 2) / size)
+    if rotary.rounded:
+        frequencies = frequencies.astype(np.float16).astype(np.float64)
     scaling = rotary.scaling
     if isinstance(scaling, specs.LinearScaling):
         return frequencies / scaling.factor
@@ -88,11 +93,13 @@ def frequencies_of(rotary: specs.Rotary, size: int) -> np.ndarray:
 def turns_of(positions: jax.Array, rotary: specs.Rotary, head_dim: int, dtype: jnp.dtype) -> Turns:
     """The cosines and sines by which heads turn at int positions [B, S]: each [B, S, 1, D/2].
 
-    D is the rotated part of `head_dim`.
+    D is the rotated part of `head_dim`. Where that has two planes, `positions` are [B, S, 2], one
+    for each, and the cosines and sines [B, S, 1, 2, D/4].
     """
-    size = int(head_dim * rotary.fraction)
+    size = int(head_dim * rotary.fraction) // rotary.planes
     wide = jnp.promote_types(dtype, jnp.float32)
-    angles = positions[:, :, None, None].astype(wide) * frequencies_of(rotary, size).astype(wide)
+    places = positions[:, :, None, ..., None].astype(wide)
+    angles = places * frequencies_of(rotary, size).astype(wide)
 
     def turn(angles: jax.Array) -> Turns:
         return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
@@ -105,14 +112,17 @@ def turns_of(positions: jax.Array, rotary: specs.Rotary, head_dim: int, dtype: j
 def rotate(x: jax.Array, turns: Turns, style: Literal["half", "interleaved"]) -> jax.Array:
     """Rotary positions: x [B, S, heads, D] turned by `turns_of` (Su et al. 2021, eq. 34)."""
     cos, sin = turns
-    size = 2 * cos.shape[-1]
+    planes = cos.shape[3:-1]  # () or (2,)
+    size = 2 * math.prod(cos.shape[3:])
     turned, rest = x[..., :size], x[..., size:]
+    turned = turned.reshape(*x.shape[:-1], *planes, -1)
     if style == "half":
         a, b = jnp.split(turned, 2, axis=-1)
         turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     else:
         a, b = turned[..., 0::2], turned[..., 1::2]
-        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turned.shape)
+        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    turned = turned.reshape(*x.shape[:-1], size)
     return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
 
 
@@ -146,8 +156,10 @@ class Attention(nnx.Module):
             (("heads", spec.heads), head_dim), embed, spec.out_bias, residual_scale
         )
         if spec.qk_norm is not None:
-            self.query_norm = Norm(spec.qk_norm, spec.head_dim, "head_dim")
-            self.key_norm = Norm(spec.qk_norm, spec.head_dim, "head_dim")
+            whole = spec.qk_norm_over == "all"
+            heads, kv_heads = ("heads", spec.heads), ("kv_heads", spec.kv_heads)
+            self.query_norm = Norm(spec.qk_norm, *([heads] if whole else []), head_dim)
+            self.key_norm = Norm(spec.qk_norm, *([kv_heads] if whole else []), head_dim)
 
     def project(
         self, x: jax.Array, turns: Turns | None, spread: Spread | None = None
@@ -158,7 +170,9 @@ class Attention(nnx.Module):
         """
         q, k, v = self.query(x), self.key(x, spread), self.value(x, spread)
         if self.spec.qk_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
+            # Where each key is there as often as the others, their mean square is the same.
+            whole = self.spec.qk_norm_over == "all"
+            q, k = self.query_norm(q), self.key_norm(k, spread if whole else None)
         if self.spec.rotary is not None:
             style = self.spec.rotary.style
             q, k = rotate(q, turns, style), rotate(k, turns, style)

@@ -6,6 +6,7 @@ people know (GPT-3, LLaMA) are functions in `instar.families` that return a spec
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +17,15 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm (Ba et al. 2016, eq. 4) or RMSNorm (Zhang & Sennrich 2019, eq. 4)."""
+    """LayerNorm (Ba et al. 2016, eq. 4) or RMSNorm (Zhang & Sennrich 2019, eq. 4).
+
+    What multiplies is `offset` plus a parameter; with an offset of 1 that begins at 0 (Gemma).
+    """
 
     kind: Literal["layer", "rms"]
     epsilon: float = 1e-5
     bias: bool = False
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,17 @@ class Rotary:
     """Rotary positions (Su et al. 2021, eq. 34) on the first `fraction` of each head.
 
     `half` rotates element i with i + n/2 (GPT-NeoX, LLaMA); `interleaved` rotates 2i with 2i + 1
-    (GPT-J, the paper). `scaling` stretches them to longer texts.
+    (GPT-J, the paper). `scaling` stretches them to longer texts. With two `planes` one half of a
+    head turns by a token's place and the other by its block (see `Prefix`). `rounded` gives the
+    frequencies the precision of float16, in which ChatGLM-6B was trained with them.
     """
 
     theta: float = 10_000.0
     fraction: float = 1.0
     style: Literal["half", "interleaved"] = "half"
     scaling: LinearScaling | Llama3Scaling | None = None
+    planes: Literal[1, 2] = 1
+    rounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,8 @@ class Attention:
     """Multi-head attention; fewer `kv_heads` than `heads` is grouped-query attention.
 
     `window` w makes key j visible to query i iff 0 <= i - j < w. `alibi` adds Press et al.'s
-    linear biases. `scale` multiplies the logits and is 1/sqrt(head_dim) where None.
+    linear biases. `scale` multiplies the logits and is 1/sqrt(head_dim) where None. `qk_norm` norms
+    queries and keys before they turn: each head's by itself, or the heads of a token as one vector.
     """
 
     heads: int
@@ -73,6 +83,7 @@ class Attention:
     out_bias: bool = False
     rotary: Rotary | None = None
     qk_norm: Norm | None = None
+    qk_norm_over: Literal["head", "all"] = "head"
     window: int | None = None
     alibi: bool = False
     scale: float | None = None
@@ -86,10 +97,11 @@ class Attention:
                 f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})"
             )
         if self.rotary is not None:
-            rotated = self.rotary.fraction * self.head_dim
-            if rotated != int(rotated) or int(rotated) % 2 or not 0 < rotated <= self.head_dim:
+            rotated, pairs = self.rotary.fraction * self.head_dim, 2 * self.rotary.planes
+            if rotated != int(rotated) or int(rotated) % pairs or not 0 < rotated <= self.head_dim:
+                number = "an even number" if pairs == 2 else "a multiple of 4"
                 raise UserError(
-                    f"rotary positions need an even number of rotated elements in each head, and "
+                    f"rotary positions need {number} of rotated elements in each head, and "
                     f"head_dim {self.head_dim} x fraction {self.rotary.fraction} gives {rotated:g}"
                 )
         if self.window is not None and self.window < 1:
@@ -139,18 +151,61 @@ class Experts:
             )
 
 
+# The norms that a layer of each arrangement has, by the place where they are: before a branch, at
+# its end (`out`), and after it was added to the residual stream (`sum`).
+ARRANGEMENTS: dict[str, tuple[str, ...]] = {
+    "pre_norm": ("mixer_norm", "mlp_norm"),
+    "post_norm": ("mixer_sum_norm", "mlp_sum_norm"),
+    "output_norm": ("mixer_out_norm", "mlp_out_norm"),
+    "sandwich": ("mixer_norm", "mixer_out_norm", "mlp_norm", "mlp_out_norm"),
+    "parallel": ("mixer_norm", "mlp_norm"),
+    "shared": ("mixer_norm",),
+    "normed": ("mixer_norm", "mlp_norm"),
+}
+
+
 @dataclass(frozen=True)
 class Layer:
-    """One residual layer: a mixer over positions and an MLP over features, and how they are wired.
+    """One residual layer: a mixer m over positions and an MLP f over features, and their wiring.
 
-    `pre_norm`: x += mixer(norm(x)), then x += mlp(norm(x)), where the MLP may be one of experts.
-    Other mixers, MLPs and arrangements extend these three fields.
+    With x the residual stream, and norms n, n', o and o', which have a place of their own each:
+
+    - `pre_norm`: x += m(n(x)), then x += f(n'(x)) (Radford et al. 2019, section 2.3).
+    - `post_norm`: x = n(x + m(x)), then x = n'(x + f(x)) (Vaswani et al. 2017, section 3.1).
+    - `output_norm`: x += o(m(x)), then x += o'(f(x)) (OLMo 2, 2501.00656, section 2.1).
+    - `sandwich`: x += o(m(n(x))), then x += o'(f(n'(x))) (Gemma 2, 2408.00118, section 2).
+    - `parallel`: x += m(n(x)) + f(n'(x)) (GPT-NeoX, 2204.06745, section 2.1).
+    - `shared`: x += m(n(x)) + f(n(x)) (GPT-J).
+    - `normed`: h = n(x), x = c h + m(h), then h = n'(x), x = c h + f(h), where c is
+      `residual_scale` (ChatGLM-6B, after DeepNorm, Wang et al. 2022).
     """
 
     mixer: Attention
     mlp: Mlp | Experts
     norm: Norm
-    arrangement: Literal["pre_norm"] = "pre_norm"
+    arrangement: Literal[
+        "pre_norm", "post_norm", "output_norm", "sandwich", "parallel", "shared", "normed"
+    ] = "pre_norm"
+    residual_scale: float = 1.0
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The names of its norms."""
+        return ARRANGEMENTS[self.arrangement]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What begins a text and is visible to all of it (GLM, Du et al. 2022, section 2.1 to 2.3).
+
+    The prefix of a text are the tokens before the first `start_id` in it, or all where there is
+    none. A token has two positions: its `place`, from 0 on in the prefix, and behind it that of the
+    first of the text's `mask_ids`, which the tokens behind are put for; and its `block`, 0 in the
+    prefix and 1, 2, ... behind. A token sees those of no later block.
+    """
+
+    start_id: int
+    mask_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -162,7 +217,19 @@ class ModelSpec:
     stored with its parameters stacked on a leading axis of length `repeat`, and is scanned.
 
     `output` is what a hidden state is turned into: `logits` of the next token, or one `scalar`, the
-    score of a reward model or the value of a critic (`tied` is then without effect).
+    score of a reward model or the value of a critic (what is said of the head is then without
+    effect).
+
+    Attributes:
+      learned_positions: a table of embeddings of positions is added; position p is its row
+        p + `position_offset`, and it has as many rows more.
+      embedding_width: of the tables of tokens and of a tied head, where it is not `width`:
+        matrices without bias lie between the two (OPT-350M).
+      embedding_scale: multiplies the embeddings of tokens. embedding_norm: follows it.
+      prefix: what is visible to all of a text; None: a token sees those before it alone.
+      tied: the head is the table of tokens. head_bias: it has a bias. head_normed: its rows are
+        divided by their norms (Baichuan 2, 2309.10305, section 2.4).
+      logit_softcap: c makes of the logits c * tanh(logits / c) (Gemma 2, 2408.00118, section 2).
     """
 
     vocab_size: int
@@ -171,8 +238,21 @@ class ModelSpec:
     layers: tuple[tuple[int, tuple[Layer, ...]], ...]
     final_norm: Norm | None
     learned_positions: bool = False
+    position_offset: int = 0
+    embedding_width: int | None = None
+    embedding_scale: float = 1.0
+    embedding_norm: Norm | None = None
+    prefix: Prefix | None = None
     tied: bool = False
+    head_bias: bool = False
+    head_normed: bool = False
+    logit_softcap: float | None = None
     output: Literal["logits", "scalar"] = "logits"
+
+    @property
+    def table_width(self) -> int:
+        """The width of the tables of tokens, and of what the head reads."""
+        return self.embedding_width or self.width
 
     @property
     def depth(self) -> int:
@@ -183,6 +263,11 @@ class ModelSpec:
         """The layers in the order in which they run, `depth` of them."""
         return tuple(layer for repeat, period in self.layers for layer in period * repeat)
 
+    def map_layers(self, change: Callable[[Layer], Layer]) -> "ModelSpec":
+        """A copy with every layer changed."""
+        layers = tuple((repeat, tuple(map(change, period))) for repeat, period in self.layers)
+        return dataclasses.replace(self, layers=layers)
+
     def check(self) -> None:
         """Raises UserError where the sizes contradict each other."""
         if min(self.vocab_size, self.width, self.max_positions) < 1:
@@ -191,6 +276,8 @@ class ModelSpec:
             raise UserError("a model, and each of its groups, needs at least one layer")
         if min(repeat for repeat, _ in self.layers) < 1:
             raise UserError("each group of layers must be repeated at least 1 time")
+        if self.tied and self.head_bias:
+            raise UserError("a head that is the table of tokens has no bias: untie it")
         for layer in set(self.each_layer()):
             layer.mixer.check()
             layer.mlp.check()
@@ -198,3 +285,15 @@ class ModelSpec:
     def replace(self, **changes: object) -> "ModelSpec":
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+def in_groups(layers: Sequence[Layer]) -> tuple[tuple[int, tuple[Layer, ...]], ...]:
+    """Layers as groups of `ModelSpec`: by the shortest period that they repeat, and its rest."""
+    size = next(
+        n
+        for n in range(1, len(layers) + 1)
+        if all(layer == layers[i % n] for i, layer in enumerate(layers))
+    )
+    whole, rest = divmod(len(layers), size)
+    groups = ((whole, tuple(layers[:size])), (1, tuple(layers[len(layers) - rest :])))
+    return tuple((repeat, period) for repeat, period in groups if period)

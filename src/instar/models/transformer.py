@@ -95,7 +95,11 @@ class Execution:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every layer of one forward pass shares."""
+    """What every layer of one forward pass shares.
+
+    `positions` say what a token may see; of a model with a prefix they are blocks, and `places` are
+    beside them.
+    """
 
     positions: jax.Array
     segment_ids: jax.Array
@@ -103,6 +107,7 @@ class Context:
     cache: KVCache | None = None
     slots: jax.Array | None = None
     dropout: float = 0.0
+    places: jax.Array | None = None
     turns: dict[HeadKind, Turns] = dataclasses.field(default_factory=dict)
 
 
@@ -131,9 +136,10 @@ class Block(nnx.Module):
             "residual_scale": residual_scale,
             "rngs": rngs,
         }
-        self.mixer_norm = Norm(layer.norm, width)
+        self.arrangement, self.residual_scale = layer.arrangement, layer.residual_scale
+        for name in layer.norms:
+            setattr(self, name, Norm(layer.norm, ("norm", width)))
         self.mixer = Attention(layer.mixer, width, **options)
-        self.mlp_norm = Norm(layer.norm, width)
         kind = Experts if isinstance(layer.mlp, specs.Experts) else Mlp
         self.mlp = kind(layer.mlp, width, **options)
 
@@ -170,6 +176,11 @@ class Block(nnx.Module):
         )
         return self.mixer.out(mixed), cache
 
+    def normed(self, name: str, x: jax.Array) -> jax.Array:
+        """x after the norm of that name, where the arrangement has it."""
+        norm: Norm | None = getattr(self, name, None)
+        return x if norm is None else norm(x)
+
     def feed(self, x: jax.Array, context: Context) -> tuple[jax.Array, Statistics | None]:
         """The MLP; with what its router did where it is one of experts."""
         if isinstance(self.mlp, Experts):
@@ -185,13 +196,26 @@ class Block(nnx.Module):
         key: jax.Array | None,
     ) -> tuple[jax.Array, LayerCache | None, Statistics | None]:
         keys = (None, None) if key is None else jax.random.split(key)
-
-        constrain = context.execution.constrain
-        mixed, cache = self.mix(constrain(self.mixer_norm(x), WHOLE), context, cache, index)
-        x = x + dropout(context.execution.summed(mixed), context.dropout, keys[0])
-        fed, statistics = self.feed(constrain(self.mlp_norm(x), WHOLE), context)
-        x = x + dropout(context.execution.summed(fed), context.dropout, keys[1])
+        constrain, summed = context.execution.constrain, context.execution.summed
+        read = self.normed("mixer_norm", x)
+        mixed, cache = self.mix(constrain(read, WHOLE), context, cache, index)
+        mixed = self.normed("mixer_out_norm", summed(mixed))
+        mixed = dropout(mixed, context.dropout, keys[0])
+        if self.arrangement in ("parallel", "shared"):
+            read = read if self.arrangement == "shared" else self.normed("mlp_norm", x)
+            x += mixed
+        else:
+            x = self.normed("mixer_sum_norm", self.kept(x, read) + mixed)
+            read = self.normed("mlp_norm", x)
+        fed, statistics = self.feed(constrain(read, WHOLE), context)
+        fed = self.normed("mlp_out_norm", summed(fed))
+        fed = dropout(fed, context.dropout, keys[1])
+        x = self.normed("mlp_sum_norm", self.kept(x, read) + fed)
         return constrain(x, RESIDUAL), cache, statistics
+
+    def kept(self, x: jax.Array, read: jax.Array) -> jax.Array:
+        """That to which a branch that read `read` is added."""
+        return self.residual_scale * read if self.arrangement == "normed" else x
 
 
 class Period(nnx.Module):
@@ -274,10 +298,18 @@ class Transformer(nnx.Module):
     def __init__(self, spec: specs.ModelSpec, initialization: Initialization, rngs: nnx.Rngs):
         self.spec = spec
         std = initialization.base_std
-        table = normal(rngs.params(), (spec.vocab_size, spec.width), std)
+        options = {"initialization": initialization, "rngs": rngs}
+        stream, narrow = (("embed", spec.width),), (("narrow", spec.embedding_width),)
+        table = normal(rngs.params(), (spec.vocab_size, spec.table_width), std)
         self.embedding = param(table, ("vocab", "embed"))
+        if spec.embedding_width is not None:
+            self.widen = Projection(narrow, stream, bias=False, **options)
+            self.narrow = Projection(stream, narrow, bias=False, **options)
+        if spec.embedding_norm is not None:
+            self.embedding_norm = Norm(spec.embedding_norm, ("norm", spec.width))
         if spec.learned_positions:
-            table = normal(rngs.params(), (spec.max_positions, spec.width), std)
+            rows = spec.max_positions + spec.position_offset
+            table = normal(rngs.params(), (rows, spec.width), std)
             self.position_embedding = param(table, ("positions", "embed"))
         first = 0
         for i, (repeat, period) in enumerate(spec.layers):
@@ -293,33 +325,46 @@ class Transformer(nnx.Module):
             setattr(self, f"group_{i}", group)
             first += repeat * len(period)
         if spec.final_norm is not None:
-            self.final_norm = Norm(spec.final_norm, spec.width)
-        inputs = (("embed", spec.width),)
+            self.final_norm = Norm(spec.final_norm, ("norm", spec.width))
+        inputs = (("embed", spec.table_width),)
         if spec.output == "scalar":
             # Stiennon et al. (2020, appendix B) draw it so that scores begin with unit variance.
-            drawn = Initialization(std=(spec.width + 1) ** -0.5)
+            drawn = Initialization(std=(spec.table_width + 1) ** -0.5)
             self.score_head = Projection(
                 inputs, (("score", 1),), bias=True, initialization=drawn, rngs=rngs
             )
         elif not spec.tied:
             outputs = (("vocab", spec.vocab_size),)
-            self.head = Projection(
-                inputs, outputs, bias=False, initialization=initialization, rngs=rngs
-            )
+            self.head = Projection(inputs, outputs, bias=spec.head_bias, **options)
 
     def embed(self, tokens: jax.Array, positions: jax.Array, execution: Execution) -> jax.Array:
         """int [B, S] -> [B, S, embed]."""
         x = execution.vocabulary(self.embedding[...])[tokens]
+        if self.spec.embedding_scale != 1.0:
+            x *= jnp.asarray(self.spec.embedding_scale, x.dtype)
+        if self.spec.embedding_width is not None:
+            x = self.widen(x)
         if self.spec.learned_positions:
             table = self.position_embedding[...].astype(execution.dtype)
-            x += execution.constrain(table, ("positions", None))[positions]
+            rows = positions + self.spec.position_offset
+            x += execution.constrain(table, ("positions", None))[rows]
+        if self.spec.embedding_norm is not None:
+            x = self.embedding_norm(x)
         return execution.constrain(x, RESIDUAL)
 
-    def turns(self, positions: jax.Array, dtype: jnp.dtype) -> dict[HeadKind, Turns]:
+    def turns(self, context: Context) -> dict[HeadKind, Turns]:
         """The rotations of every kind of head that the layers have, once for all layers."""
         mixers = [layer.mixer for layer in self.spec.each_layer()]
         kinds = dict.fromkeys((m.rotary, m.head_dim) for m in mixers if m.rotary is not None)
-        return {kind: turns_of(positions, *kind, dtype) for kind in kinds}
+        positions = {1: context.positions}
+        if context.places is not None:
+            positions = {1: context.places}
+            positions[2] = jnp.stack([context.places, context.positions], axis=-1)
+        dtype = context.execution.dtype
+        return {
+            (rotary, size): turns_of(positions[rotary.planes], rotary, size, dtype)
+            for rotary, size in kinds
+        }
 
     def __call__(
         self, tokens: jax.Array, context: Context, key: jax.Array | None
@@ -327,10 +372,10 @@ class Transformer(nnx.Module):
         keys = [None] * (len(self.spec.layers) + 1)
         if key is not None:
             keys = jax.random.split(key, len(keys))
-        x = self.embed(tokens, context.positions, context.execution)
+        places = context.positions if context.places is None else context.places
+        x = self.embed(tokens, places, context.execution)
         x = dropout(x, context.dropout, keys[-1])
-        turns = self.turns(context.positions, context.execution.dtype)
-        context = dataclasses.replace(context, turns=turns)
+        context = dataclasses.replace(context, turns=self.turns(context))
         cache, written, routing = context.cache, [], {}
         for i, (repeat, _) in enumerate(self.spec.layers):
             caches = None if cache is None else cache.layers[i]
@@ -341,6 +386,8 @@ class Transformer(nnx.Module):
                 routing[f"group_{i}"] = routed
         if self.spec.final_norm is not None:
             x = self.final_norm(x)
+        if self.spec.embedding_width is not None:
+            x = self.narrow(x)
         x = context.execution.constrain(x, WHOLE)
         if cache is not None:
             cache = dataclasses.replace(cache, layers=tuple(written))

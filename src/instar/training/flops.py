@@ -37,7 +37,7 @@ class ParameterCount:
       total: all of them; a tied table counts once.
       embedding: the tables of tokens and of learned positions.
       head: the language-model head, 0 where it is tied to the table of tokens; or a scalar head.
-      matrices: the matrices of the layers, those of all experts.
+      matrices: the matrices of the layers, those of all experts, and those beside a narrow table.
       vectors: biases and the scales of norms.
       matmul: what each token is multiplied with: `matrices`, but only the experts that are chosen
         for it, and the head, tied or not.
@@ -53,22 +53,27 @@ class ParameterCount:
 
 def parameter_count(spec: ModelSpec) -> ParameterCount:
     """Counts the parameters that `instar.models` makes for a spec."""
-    vocabulary = spec.vocab_size * spec.width
-    embedding = vocabulary + spec.learned_positions * spec.max_positions * spec.width
+    vocabulary = spec.vocab_size * spec.table_width
+    positions = spec.learned_positions * (spec.max_positions + spec.position_offset)
+    embedding = vocabulary + positions * spec.width
     scalar = spec.output == "scalar"
-    head = spec.width + 1 if scalar else 0 if spec.tied else vocabulary
+    head = spec.table_width + 1 if scalar else 0 if spec.tied else vocabulary
     layers = spec.each_layer()
     matrices = sum(_layer_matrices(layer, spec.width) for layer in layers)
+    if spec.embedding_width is not None:
+        matrices += 2 * spec.width * spec.embedding_width
     idle = sum(_idle_matrices(layer, spec.width) for layer in layers)
-    vectors = _norm_vectors(spec.final_norm, spec.width)
+    vectors = sum(_norm_vectors(n, spec.width) for n in (spec.embedding_norm, spec.final_norm))
     vectors += sum(_layer_vectors(layer, spec.width) for layer in layers)
+    if spec.head_bias and not scalar:
+        vectors += spec.vocab_size
     return ParameterCount(
         total=embedding + head + matrices + vectors,
         embedding=embedding,
         head=head,
         matrices=matrices,
         vectors=vectors,
-        matmul=matrices - idle + (spec.width if scalar else vocabulary),
+        matmul=matrices - idle + (spec.table_width if scalar else vocabulary),
     )
 
 
@@ -135,13 +140,14 @@ def _mlp_matrices(mlp: Mlp, width: int) -> int:
 
 
 def _layer_vectors(layer: Layer, width: int) -> int:
-    norms = 2 * _norm_vectors(layer.norm, width)
+    norms = len(layer.norms) * _norm_vectors(layer.norm, width)
     return norms + _attention_vectors(layer.mixer, width) + _mlp_vectors(layer.mlp, width)
 
 
 def _attention_vectors(mixer: Attention, width: int) -> int:
     biases = mixer.bias * mixer.head_dim * (mixer.heads + 2 * mixer.kv_heads)
-    norms = 2 * _norm_vectors(mixer.qk_norm, mixer.head_dim)
+    heads = mixer.heads + mixer.kv_heads if mixer.qk_norm_over == "all" else 2
+    norms = heads * _norm_vectors(mixer.qk_norm, mixer.head_dim)
     return biases + mixer.out_bias * width + norms
 
 
