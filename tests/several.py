@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 
 def free_port() -> int:
@@ -43,7 +44,10 @@ def run_several(
         for number in numbers
     ]
     try:
-        outputs = [process.communicate(timeout=900)[0] for process in processes]
+        # All at once: one whose output nobody reads waits, and the others for it.
+        with ThreadPoolExecutor(len(processes)) as readers:
+            read = readers.map(lambda process: process.communicate(timeout=900)[0], processes)
+            outputs = list(read)
         return [(process.returncode, out) for process, out in zip(processes, outputs, strict=True)]
     finally:
         for process in processes:

@@ -73,6 +73,7 @@ def test_baselines(tmp_path):
     assert written["Kneser-Ney 5-gram"] < written["xz given the training text"] < written["xz"]
 
 
+@pytest.mark.exhaustive
 def test_scaling(tmp_path):
     """What is sent is known by hand where gradients alone are summed, or weights alone gathered."""
     meshes = ("--meshes", "data", "fsdp", "fsdp × tensor 8")
@@ -98,6 +99,7 @@ def test_scaling(tmp_path):
     assert "sent by a device" in (tmp_path / "scaling.svg").read_text()
 
 
+@pytest.mark.exhaustive
 def test_mfu(tmp_path):
     small = ("--small", "--steps", 2)
     written = run("mfu.py", *small, result=tmp_path / "mfu.json")

@@ -178,6 +178,7 @@ def test_a_run_that_is_killed_and_stopped_goes_on_bit_for_bit(folder, settings, 
         }
 
 
+@pytest.mark.exhaustive
 def test_two_processes_come_to_what_one_comes_to(folder, settings, alone):
     words, env = command(settings, folder / "two")
     for code, said in run_pair(*words[1:], env=env):

@@ -153,8 +153,8 @@ def test_devices_that_would_share_a_row_read_rows_of_their_own(trained, config, 
     shutil.copytree(trained, again)
     shutil.rmtree(again / "checkpoints" / "40")
     reward(dataclasses.replace(config, mesh=MeshConfig(fsdp=2, context=4)), str(again))
-    started = json.loads((again / "run.json").read_text())["starts"][-1]
-    assert started["mesh"] == dict.fromkeys(AXES, 1) | {"data": 4, "fsdp": 2}
+    facts = json.loads((again / "run.json").read_text())
+    assert facts["mesh"] == dict.fromkeys(AXES, 1) | {"data": 4, "fsdp": 2}
     assert losses(again) == pytest.approx(losses(trained), rel=1e-3)
 
 
