@@ -78,7 +78,7 @@ def measure(model: dict, mesh_sizes: dict[str, int], devices: int, length: int) 
 def plot(measured: dict[str, dict[int, dict]], path: pathlib.Path) -> None:
     """Bytes sent, memory of the state, and memory between, over devices: a line for each mesh."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
     figure = Figure((12, 4.4), layout="constrained")
     panels = (
@@ -91,7 +91,11 @@ def plot(measured: dict[str, dict[int, dict]], path: pathlib.Path) -> None:
             values = [result[key] / 1e9 for result in measured[name].values()]
             axes.plot(list(measured[name]), values, marker=marker, label=name, linewidth=1.4)
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        if key == "between_bytes":
+            axes.set_ylim(bottom=0)
+        else:
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks(sorted({count for line in measured.values() for count in line}))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
