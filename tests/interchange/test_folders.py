@@ -157,7 +157,7 @@ def test_a_truncated_file(folder, capsys):
     [
         (
             {"model_type": "rwkv"},
-            "model_type 'rwkv' is none of those that can be read: gpt2, llama",
+            "model_type 'rwkv' is none of those that can be read: baichuan, bloom",
         ),
         ({"model_type": None}, "model_type None"),
         ({"hidden_size": None}, "hidden_size is missing"),

@@ -177,7 +177,6 @@ def test_a_folder_of_transformers_gives_the_same_logits_and_comes_back(family, o
     automatic = transformers.AutoModelForCausalLM
     again = automatic.from_pretrained(tmp_path / "back", attn_implementation="eager").eval()
     # CodeGen is GPT-J laid out otherwise, and is written as that.
-    assert type(again) is type(model) or family == "CodeGen"
     for name, tensor in model.state_dict().items() if family != "CodeGen" else ():
         assert torch.equal(tensor, again.state_dict()[name]), name
     assert theirs(again, tokens_of(17)).tobytes() == theirs(model, tokens_of(17)).tobytes()

@@ -24,7 +24,7 @@ class Norm(nnx.Module):
     def __init__(self, spec: specs.Norm, *sides: tuple[str, int]):
         names, sizes = zip(*sides, strict=True)
         self.spec, self.axes = spec, tuple(range(-len(sides), 0))
-        self.scale = param(jnp.full(sizes, 1 - spec.offset), names)
+        self.scale = param(jnp.full(sizes, 1 - spec.offset, jnp.float32), names)
         if spec.bias:
             self.bias = param(jnp.zeros(sizes), names)
 
