@@ -15,6 +15,8 @@ from instar.models.reward_model import RewardModel
 from instar.models.spec import ModelSpec
 from instar.objectives.language import next_token_sums
 
+pytestmark = pytest.mark.exhaustive
+
 SMALL = {"depth": 3, "width": 32, "heads": 4, "mlp_width": 40, "vocab_size": 31}
 SMALL |= {"max_positions": 64}
 # Special tokens that the small vocabulary has, and windows that the texts outgrow.
