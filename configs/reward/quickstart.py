@@ -28,10 +28,9 @@ def get_config() -> ConfigDict:
             ),
             members=2,
             batch=dict(size=12),
-            # People differ by about as much about one sentence.
-            gap_noise=1.0,
-            epochs=3.0,
-            dropout=0.2,
+            gap_margin=0.5,
+            epochs=2.0,
+            dropout=0.1,
             optimizer=dict(
                 name="muon", muon_learning_rate=0.005, learning_rate=3e-3, weight_decay=0.0
             ),

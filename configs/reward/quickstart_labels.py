@@ -27,8 +27,7 @@ def get_config() -> ConfigDict:
                 max_length=64,
             ),
             batch=dict(size=8),
-            # A sentence of a positive review need not be positive: no pair is quite believed.
-            gap_noise=1.0,
+            gap_margin=0.25,
             epochs=1.0,
             dropout=0.1,
             optimizer=dict(learning_rate=1.5e-3, weight_decay=0.0),
