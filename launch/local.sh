@@ -29,8 +29,8 @@ changes. Variables:
   INSTAR_VENV    the environment's folder (default: .venv beside this script's folder)
   INSTAR_EXTRAS  extras of pyproject.toml to install as well, from the package index and outside
                  the lock: INSTAR_EXTRAS=cuda,wandb launch/local.sh setup
-  MALLOC_MMAP_MAX_  glibc's; 65536 halves the memory of models of 100 million parameters or more
-                 on a CPU, without which small ones are faster (default: 0)
+  MALLOC_MMAP_MAX_  glibc's: 65536 halves the memory that a model of 100 million parameters or more
+                 takes on a CPU; with 0, the default, small models are faster
 TEXT
 }
 

@@ -16,12 +16,10 @@ from instar.models.spec import Layer, ModelSpec
 # Layers, width, heads, width of the MLP.
 _7B, _13B = (32, 4096, 32, 11008), (40, 5120, 40, 13696)
 SIZES = {"7b": _7B, "13b": _13B, "2-7b": _7B, "2-13b": _13B}
-_SECOND = {"head_normed": True, "vocab_size": 125_696}
 VARIANTS = {
-    "7b": {"max_positions": 4096},
-    "13b": {"alibi": True, "max_positions": 4096},
-    "2-7b": {"max_positions": 4096, **_SECOND},
-    "2-13b": {"alibi": True, "max_positions": 4096, **_SECOND},
+    "13b": {"alibi": True},
+    "2-7b": {"head_normed": True},
+    "2-13b": {"alibi": True, "head_normed": True},
 }
 
 

@@ -11,8 +11,7 @@ from instar.models.spec import Layer, ModelSpec
 
 # Layers, width, heads, width of the MLP: 2-6b and 3-6b are of the same size.
 SIZES = {"2-6b": (28, 4096, 32, 13696), "3-6b": (28, 4096, 32, 13696)}
-_COMMON = {"kv_heads": 2, "vocab_size": 65024, "max_positions": 32768}
-VARIANTS = {"2-6b": _COMMON, "3-6b": _COMMON}
+VARIANTS = {"2-6b": {"kv_heads": 2}, "3-6b": {"kv_heads": 2}}
 
 
 def read_config(config: HubConfig) -> ModelSpec:

@@ -31,7 +31,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 VARIANTS = {
     "7b": {"kv_heads": 1},
-    "11b": {"kv_heads": 8, "max_positions": 8192},
+    "11b": {"kv_heads": 8},
     "40b": {"kv_heads": 8, "norms": 2},
     "180b": {"kv_heads": 8, "norms": 2},
 }

@@ -59,7 +59,8 @@ class Family:
     Attributes:
       build: from sizes to a spec; `sizes` are the published ones, as values of
         `registry.SHAPE_FIELDS`.
-      variants: what a published size has besides, as further arguments of `build`.
+      variants: what a published size has besides, as further arguments of `build`; vocabulary and
+        positions are the tokenizer's and the training's.
       options: the fields of `registry.ModelConfig` that it has beyond those of every family.
       hub, gguf: the formats in which its weights are found elsewhere.
     """

@@ -16,17 +16,17 @@ def gemma(
     mixers: Sequence[Attention],
     *,
     width: int,
-    mlp_width: int,
     vocab_size: int,
     max_positions: int,
-    tied: bool,
-    activation: Activation,
-    norm_epsilon: float,
-    logit_softcap: float | None,
+    mlp_width: int | None = None,
+    tied: bool = True,
+    activation: Activation = "gelu_tanh",
+    norm_epsilon: float = 1e-6,
+    logit_softcap: float | None = None,
 ) -> ModelSpec:
-    """The spec of layers with these mixers, one each."""
+    """The spec of layers with these mixers, one each; MLPs are four times as wide unless stated."""
     rms = gemma_norm(norm_epsilon)
-    mlp = Mlp(mlp_width, activation, gated=True)
+    mlp = Mlp(mlp_width or 4 * width, activation, gated=True)
     layers = [Layer(mixer, mlp, rms, "sandwich") for mixer in mixers]
     return ModelSpec(
         vocab_size=vocab_size,

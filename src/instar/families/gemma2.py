@@ -6,7 +6,7 @@ from typing import Any
 from instar.families import gemma, llama
 from instar.families.family import Family, HubFormat
 from instar.families.hub_config import HubConfig
-from instar.models.spec import Activation, Attention, ModelSpec, Rotary
+from instar.models.spec import Attention, ModelSpec, Rotary
 
 
 def gemma2(
@@ -16,20 +16,14 @@ def gemma2(
     heads: int,
     kv_heads: int | None = None,
     head_dim: int | None = None,
-    mlp_width: int | None = None,
-    vocab_size: int = 256_000,
-    max_positions: int = 8192,
-    tied: bool = True,
     window: int | None = 4096,
     windowed: list[bool] | None = None,
     scale_size: int | None = None,
     softcap: float | None = 50.0,
-    logit_softcap: float | None = 30.0,
     rope_theta: float = 10_000.0,
-    activation: Activation = "gelu_tanh",
-    norm_epsilon: float = 1e-6,
+    **shape: Any,
 ) -> ModelSpec:
-    """A Gemma 2 of any size.
+    """A Gemma 2 of any size; see `gemma.gemma` for the other options.
 
     `windowed` says which layers see `window` keys, the first and each second one if None;
     `scale_size` n scales the logits of attention by 1/sqrt(n), the head_dim if None.
@@ -48,17 +42,8 @@ def gemma2(
         )
         for each in itertools.islice(windowed, depth)
     ]
-    return gemma.gemma(
-        mixers,
-        width=width,
-        mlp_width=mlp_width or 4 * width,
-        vocab_size=vocab_size,
-        max_positions=max_positions,
-        tied=tied,
-        activation=activation,
-        norm_epsilon=norm_epsilon,
-        logit_softcap=logit_softcap,
-    )
+    shape = {"vocab_size": 256_000, "max_positions": 8192, "logit_softcap": 30.0, **shape}
+    return gemma.gemma(mixers, width=width, **shape)
 
 
 def read_config(config: HubConfig) -> ModelSpec:

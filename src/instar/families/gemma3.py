@@ -6,7 +6,7 @@ from typing import Any
 from instar.families import gemma, llama
 from instar.families.family import Family, HubFormat
 from instar.families.hub_config import HubConfig
-from instar.models.spec import Activation, Attention, LinearScaling, ModelSpec, Rotary
+from instar.models.spec import Attention, LinearScaling, ModelSpec, Rotary
 
 
 def gemma3(
@@ -16,20 +16,15 @@ def gemma3(
     heads: int,
     kv_heads: int | None = None,
     head_dim: int | None = None,
-    mlp_width: int | None = None,
-    vocab_size: int = 262_144,
-    max_positions: int = 131_072,
-    tied: bool = True,
     window: int | None = 1024,
     windowed: list[bool] | None = None,
     scale_size: int | None = None,
-    logit_softcap: float | None = None,
     rotary: Rotary | None = None,
     local_rotary: Rotary | None = None,
-    activation: Activation = "gelu_tanh",
     norm_epsilon: float = 1e-6,
+    **shape: Any,
 ) -> ModelSpec:
-    """A Gemma 3 of any size.
+    """A Gemma 3 of any size; see `gemma.gemma` for the other options.
 
     `windowed` says which layers see `window` keys, all but each sixth if None, and turn by
     `local_rotary`; the others turn by `rotary`.
@@ -49,17 +44,8 @@ def gemma3(
         )
         for each in itertools.islice(windowed, depth)
     ]
-    return gemma.gemma(
-        mixers,
-        width=width,
-        mlp_width=mlp_width or 4 * width,
-        vocab_size=vocab_size,
-        max_positions=max_positions,
-        tied=tied,
-        activation=activation,
-        norm_epsilon=norm_epsilon,
-        logit_softcap=logit_softcap,
-    )
+    shape = {"vocab_size": 262_144, "max_positions": 131_072, **shape}
+    return gemma.gemma(mixers, width=width, norm_epsilon=norm_epsilon, **shape)
 
 
 def read_config(config: HubConfig) -> ModelSpec:

@@ -204,7 +204,6 @@ def fused(
     `parts` and `fold` are patterns of outputs alone ("heads head_dim -> heads 1 head_dim"); where
     there is a fold, the parts follow one another along its second axis.
     """
-
     sides = {path: _sides(pattern) for path, pattern in parts.items()}
     kernels = {
         f"{path}.kernel": f"{inputs} {ours} -> {theirs} {inputs}"

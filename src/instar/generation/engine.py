@@ -163,9 +163,8 @@ def pieces(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Prompts in pieces: tokens int32 [count, S], right-padded with 0, and lengths int32 [count].
 
-    S is at most `most`.
-
-    Rows beyond the prompts have length 0, and so has a prompt that ended in an earlier piece.
+    S is at most `most`. Rows beyond the prompts have length 0, and so has a prompt that ended in an
+    earlier piece.
     """
     longest = max(map(len, prompts))
     width = min(bucket(longest, LEAST_PIECE), most)
