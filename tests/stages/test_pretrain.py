@@ -143,6 +143,7 @@ REFUSED = {
         "--config.evaluation.prompts.0=the film was a quiet story about people who never said why",
         "evaluation.prompts",
     ),
+    "texts without a prefix": ("--config.model.family=chatglm1", "begin with a prefix"),
     "length that is not packed": ("--config.data.sequence_length=32", "sequence_lengths"),
 }
 

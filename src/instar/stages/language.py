@@ -111,6 +111,13 @@ def make_model(
 ) -> LanguageModel:
     """The model, checked against the tokenizer, the rows and the mesh."""
     length, tokenizer = config.data.sequence_length, dataset.tokenizer
+    if spec.prefix is not None:
+        # Of a text without a start token all is prefix, in which a token sees those that it is to
+        # predict: the loss would fall to nothing, and nothing be learnt.
+        raise UserError(
+            "a model whose texts begin with a prefix (ChatGLM-6B) cannot be trained yet: no data "
+            "set marks where a prefix ends; generate with it, or choose another model"
+        )
     if spec.vocab_size < tokenizer.vocab_size:
         raise UserError(
             f"the model's vocabulary ({spec.vocab_size}) is smaller than the tokenizer's "
