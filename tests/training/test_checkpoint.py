@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -372,25 +373,23 @@ def test_a_template_that_does_not_fit_is_no_damage(tmp_path):
 # --- Folders that cannot be written to ----------------------------------------------------------
 
 
-@contextlib.contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    """A disk that is full, for files beyond `limit` bytes; Python ignores the signal that comes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def save_on_a_full_disk(folder: Path) -> None:
+    """A disk that is full, for files beyond 8 kB; Python ignores the signal that comes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    found = Checkpointer(epath.Path(folder), NEVER)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    with pytest.raises(RunError, match=r"step 8 in .* not be written"):
+        save(found, 8)
+        found.wait()
 
 
 def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(tmp_path):
     fill(tmp_path, 4)
-    found = Checkpointer(epath.Path(tmp_path), NEVER)
-    with file_size_limit(8192), pytest.raises(RunError, match=r"step 8 in .* not be written"):
-        save(found, 8)
-        found.wait()
-    with contextlib.suppress(RunError):
-        found.close()
+    # A process of its own, as a run is: what it still writes when the first file fails ends with it.
+    run = multiprocessing.get_context("spawn").Process(target=save_on_a_full_disk, args=(tmp_path,))
+    run.start()
+    run.join()
+    assert run.exitcode == 0
     with checkpointer(tmp_path) as found:
         restored = found.restore(template(ONE))
         assert restored.step == 4 and same_bits(restored.state, values(4))

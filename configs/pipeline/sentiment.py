@@ -1,0 +1,27 @@
+"""The best reward model of the quickstart's size: three times the labels, two networks.
+
+    instar pipeline --config configs/pipeline/sentiment.py \\
+        --config.stages.0.options.ratings="$(launch/local.sh ratings)"
+
+It begins with the quickstart's pretrained model, which `launch/local.sh quickstart` makes.
+"""
+
+from ml_collections import ConfigDict
+
+STAGES = (
+    dict(
+        name="demonstration",
+        command="demonstration",
+        options=dict(
+            ratings=".venv/downloads/vaderSentiment-3.3.2.tar.gz",
+            to="{workdir}/demonstration",
+            label_pairs=60_000,
+        ),
+    ),
+    dict(name="labels", command="reward", config="configs/reward/sentiment_labels.py"),
+    dict(name="reward", command="reward", config="configs/reward/sentiment.py"),
+)
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(dict(stages=STAGES, home="runs/sentiment"))
