@@ -3,7 +3,8 @@
     instar pipeline --config configs/pipeline/quickstart.py --workdir runs/quickstart \\
         --config.stages.0.options.ratings="$(launch/local.sh ratings)"
 
-Two cores of an Intel Xeon: 13:51 and 18:18 minutes on two days, which `launch/local.sh quickstart` takes too.
+Two cores of an Intel Xeon: 13:51 and 18:18 minutes on two days, which
+`launch/local.sh quickstart` takes too.
 """
 
 from ml_collections import ConfigDict

@@ -385,7 +385,7 @@ def save_on_a_full_disk(folder: Path) -> None:
 
 def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(tmp_path):
     fill(tmp_path, 4)
-    # A process of its own, as a run is: what it still writes when the first file fails ends with it.
+    # A process of its own, as a run is: what still writes when one file fails ends with it.
     run = multiprocessing.get_context("spawn").Process(target=save_on_a_full_disk, args=(tmp_path,))
     run.start()
     run.join()
