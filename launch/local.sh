@@ -277,8 +277,11 @@ main() {
   chat) shift && chat "$@" ;;
   smollm2) smollm2 ;;
   ratings) ratings ;;
-  # By file, so that what a file's tests share is made once.
-  test) shift && cd "$root" && exec python -m pytest --numprocesses auto --dist loadfile "$@" ;;
+  # By file, so that what a file's tests share is made once, and in the order that the tests choose.
+  test)
+    shift && cd "$root"
+    exec python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder "$@"
+    ;;
   *)
     if [[ -n "$processes$restarts" ]]; then
       exec python "$root/launch/processes.py" "${processes:-1}" "${restarts:-0}" "$@"

@@ -1,27 +1,16 @@
-"""What every test runs under: the CPU as eight devices, compiled fast, and no test by the clock."""
+"""What every test runs under: the CPU as eight devices, and Hypothesis without the clock."""
 
 import importlib.util
 import os
 import pathlib
 
-# Before anything imports jax, which reads these when it makes its backend. Most of the time goes
-# into compiling small programs that run for milliseconds: code that is compiled in half the time
-# serves as well.
-FLAGS = {
-    "--xla_force_host_platform_device_count": "8",
-    "--xla_backend_optimization_level": "1",
-    "--xla_llvm_disable_expensive_passes": "true",
-}
-flags = os.environ.get("XLA_FLAGS", "")
-added = [f"{name}={value}" for name, value in FLAGS.items() if name not in flags]
-os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *added])
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import compilation
 
-# A core for each worker: two workers whose programs each use both cores wait for one another.
-worker = os.environ.get("PYTEST_XDIST_WORKER")
-if worker and hasattr(os, "sched_setaffinity"):
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+# Before anything imports jax, which reads them when it makes its backend.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {compilation.xla_flags(8)}"
+compilation.keep_to_one_core()
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
@@ -32,15 +21,14 @@ settings.load_profile("instar")
 
 
 def pytest_configure(config):
-    """What one test compiled, others and their processes take from a cache.
+    # Pytest's own cache, which `--cache-clear` empties: a second run compiles what has changed.
+    compilation.share_what_is_compiled(config.cache.mkdir("compiled"))
 
-    It is pytest's (`--cache-clear` empties it), so that a second run of the suite compiles only
-    what has changed.
-    """
-    folder = config.cache.mkdir("compiled")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+def pytest_collection_modifyitems(items):
+    """The rooms with the longest files come first, so that none is left at the end."""
+    longest = ("stages", "sharding", "generation", "reinforcement", "models")
+    items.sort(key=lambda item: item.path.parent.name not in longest)
 
 
 @pytest.fixture(scope="session")

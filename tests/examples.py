@@ -1,8 +1,6 @@
 """Small models and inputs that the numerical tests share, all drawn from fixed seeds."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -160,16 +158,3 @@ def with_mixer(spec: ModelSpec, **changes: object) -> ModelSpec:
         return dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, **changes))
 
     return spec.replace(layers=tuple((n, tuple(map(change, period))) for n, period in spec.layers))
-
-
-@contextlib.contextmanager
-def quick_compilation() -> Iterator[None]:
-    """Leaves out XLA's slow optimisations where a program is compiled to be run once or twice.
-
-    Partitioning over the mesh, loops and donation are as ever.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)

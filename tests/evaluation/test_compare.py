@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from examples import quick_compilation
 from interchange_examples import make_model
 
 from instar import load
@@ -71,8 +70,7 @@ def config(tmp_path_factory) -> CompareConfig:
 @pytest.fixture(scope="module")
 def compared(config, tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("runs") / "compare"
-    with quick_compilation():
-        compare(config, str(folder))
+    compare(config, str(folder))
     return folder, json.loads((folder / "compare.json").read_text())
 
 
@@ -86,42 +84,41 @@ def test_figures_are_those_of_the_samples_alone(config, compared):
     folder, found = compared
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert sorted(sample["prompt"] for sample in samples) == sorted(PROMPTS)
-    with quick_compilation():
-        models = {name: load(path) for name, path in config.models.items()}
-        for name, model in models.items():
-            template = model.chat_template()
-            prompts = [
-                model.encode_chat([{"role": "user", "content": sample["prompt"]}], template)
-                for sample in samples
-            ]
-            completions = model.generate(
-                prompts, sampling=SamplingConfig(max_new_tokens=NEW), seed=config.seed
+    models = {name: load(path) for name, path in config.models.items()}
+    for name, model in models.items():
+        template = model.chat_template()
+        prompts = [
+            model.encode_chat([{"role": "user", "content": sample["prompt"]}], template)
+            for sample in samples
+        ]
+        completions = model.generate(
+            prompts, sampling=SamplingConfig(max_new_tokens=NEW), seed=config.seed
+        )
+        assert {each.reason for each in completions} == {"stop", "length"}
+        kl, kl_k3, nats, words = [], [], 0.0, 0
+        for prompt, completion, sample in zip(prompts, completions, samples, strict=True):
+            assert sample["completions"][name] == completion.text
+            assert sample["scores"]["letters"][name] == len(completion.text)
+            ids, count = completion.tokens, len(completion.tokens)
+            padded = np.zeros((1, 96), np.int32)
+            padded[0, : len(prompt) + count] = [*prompt, *ids]
+            own, early = (
+                log_softmax(np.asarray(models[each](padded))[0])[
+                    len(prompt) - 1 : len(prompt) - 1 + count
+                ][np.arange(count), ids]
+                for each in (name, "early")
             )
-            assert {each.reason for each in completions} == {"stop", "length"}
-            kl, kl_k3, nats, words = [], [], 0.0, 0
-            for prompt, completion, sample in zip(prompts, completions, samples, strict=True):
-                assert sample["completions"][name] == completion.text
-                assert sample["scores"]["letters"][name] == len(completion.text)
-                ids, count = completion.tokens, len(completion.tokens)
-                padded = np.zeros((1, 96), np.int32)
-                padded[0, : len(prompt) + count] = [*prompt, *ids]
-                own, early = (
-                    log_softmax(np.asarray(models[each](padded))[0])[
-                        len(prompt) - 1 : len(prompt) - 1 + count
-                    ][np.arange(count), ids]
-                    for each in (name, "early")
-                )
-                kl.append(np.sum(own - early))
-                kl_k3.append(np.sum(np.exp(early - own) - 1 - (early - own)))
-                spoken = count - (completion.reason == "stop")
-                nats, words = nats - early[:spoken].sum(), words + spoken
-            each = found["models"][name]
-            assert each["kl"]["value"] == pytest.approx(np.mean(kl), abs=2e-4)
-            assert each["kl_k3"]["value"] == pytest.approx(np.mean(kl_k3), abs=2e-4)
-            assert each["perplexity"] == pytest.approx(np.exp(nats / words), rel=1e-4)
-            assert each["judges"]["letters"]["value"] == np.mean(
-                [len(sample["completions"][name]) for sample in samples]
-            )
+            kl.append(np.sum(own - early))
+            kl_k3.append(np.sum(np.exp(early - own) - 1 - (early - own)))
+            spoken = count - (completion.reason == "stop")
+            nats, words = nats - early[:spoken].sum(), words + spoken
+        each = found["models"][name]
+        assert each["kl"]["value"] == pytest.approx(np.mean(kl), abs=2e-4)
+        assert each["kl_k3"]["value"] == pytest.approx(np.mean(kl_k3), abs=2e-4)
+        assert each["perplexity"] == pytest.approx(np.exp(nats / words), rel=1e-4)
+        assert each["judges"]["letters"]["value"] == np.mean(
+            [len(sample["completions"][name]) for sample in samples]
+        )
     assert found["models"]["early"]["kl"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert found["models"]["late"]["kl_k3"]["value"] > 1e-3
 

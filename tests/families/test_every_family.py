@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import packed_batch, quick_compilation, random_params
+from examples import packed_batch, random_params
 
 from instar.families.registry import FAMILIES
 from instar.generation.engine import Engine
@@ -39,13 +39,12 @@ def test_it_generates_what_its_forward_pass_says(name):
     end = [] if spec.prefix is None else [spec.prefix.mask_ids[0], spec.prefix.start_id]
     greedy = SamplingConfig(9, temperature=0.0)
     requests = [Request([*prompt, *end], greedy) for prompt in PROMPTS]
-    with quick_compilation():
-        completions = Engine(model).generate(params, requests)
-        for request, done in zip(requests, completions, strict=True):
-            whole = np.asarray([*request.prompt, *done.tokens])
-            logits = np.asarray(jax.jit(model.logits)(params, whole[None, :-1]))[0]
-            assert len(done.tokens) == 9
-            assert done.tokens == logits[len(request.prompt) - 1 :].argmax(-1).tolist()
+    completions = Engine(model).generate(params, requests)
+    for request, done in zip(requests, completions, strict=True):
+        whole = np.asarray([*request.prompt, *done.tokens])
+        logits = np.asarray(jax.jit(model.logits)(params, whole[None, :-1]))[0]
+        assert len(done.tokens) == 9
+        assert done.tokens == logits[len(request.prompt) - 1 :].argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -63,10 +62,9 @@ def test_it_learns_with_every_parameter_and_is_judged(name):
     def scores(params: dict) -> jax.Array:
         return judge.packed_scores(params, batch | {"ends": jnp.asarray([8, 15, 31])})
 
-    with quick_compilation():
-        gradients = jax.jit(jax.grad(loss))(params)
-        members = judge.from_language(params, jax.random.key(0))
-        found = np.asarray(jax.jit(scores)(judge.member(members, 0)))
+    gradients = jax.jit(jax.grad(loss))(params)
+    members = judge.from_language(params, jax.random.key(0))
+    found = np.asarray(jax.jit(scores)(judge.member(members, 0)))
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         unmoved = path[-1].key == "choice_bias"  # of routers: by no gradient
         assert np.isfinite(gradient).all() and (unmoved or np.any(gradient)), path

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import pytest
-from examples import CAUSAL, GPT, SPECS, quick_compilation, random_params, with_mixer
+from examples import CAUSAL, GPT, SPECS, random_params, with_mixer
 
 from instar.errors import UserError
 from instar.generation.engine import Engine
@@ -31,8 +31,7 @@ DRAWN = SamplingConfig(NEW, temperature=0.9, top_k=20, top_p=0.95)
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
-    with quick_compilation():
-        yield
+    yield
 
 
 def spell(tokens: list[int]) -> str:

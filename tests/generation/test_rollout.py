@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from examples import LLAMA, quick_compilation, random_params
+from examples import LLAMA, random_params
 
 from instar.generation.rollout import Trajectories, join, rollout
 from instar.generation.sampling import uniforms
@@ -36,9 +36,8 @@ def roll(width: int, filler: int, rows: tuple[int, ...] = (0, 1, 2, 3, 4)) -> Tr
     model, params = model_and_params()
     tokens, lengths = padded([PROMPTS[row] for row in rows], width, filler)
     options = {"max_new_tokens": NEW, "stop_ids": STOPS, "temperature": TEMPERATURE}
-    with quick_compilation():
-        run = jax.jit(functools.partial(rollout, model, **options))
-        return jax.device_get(run(params, tokens, lengths, SEEDS[list(rows)]))
+    run = jax.jit(functools.partial(rollout, model, **options))
+    return jax.device_get(run(params, tokens, lengths, SEEDS[list(rows)]))
 
 
 @functools.cache
@@ -47,8 +46,7 @@ def jitted_logits():
 
 
 def whole_logits(row: np.ndarray) -> np.ndarray:
-    with quick_compilation():
-        return np.asarray(jitted_logits()(model_and_params()[1], row)[0], np.float64)
+    return np.asarray(jitted_logits()(model_and_params()[1], row)[0], np.float64)
 
 
 def one_by_one(prompt: list[int], seed: int) -> tuple[list[int], list[float]]:

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import quick_compilation
 
 from instar.errors import UserError
 from instar.generation import filters
@@ -168,10 +167,9 @@ def test_temperature_zero_is_the_limit_of_small_temperatures():
 
 def test_a_row_draws_anew_at_each_index_and_for_each_seed():
     settings = RowSettings.of([SamplingConfig()] * 2, [1, 2**32 - 1])
-    with quick_compilation():
-        run = jax.jit(functools.partial(choose, mode=Mode(True, False, False)))
-        flat = jnp.zeros((2, 10_000))
-        draws = [np.asarray(run(flat, settings, np.full(2, i, np.int32), None)) for i in range(8)]
+    run = jax.jit(functools.partial(choose, mode=Mode(True, False, False)))
+    flat = jnp.zeros((2, 10_000))
+    draws = [np.asarray(run(flat, settings, np.full(2, i, np.int32), None)) for i in range(8)]
     assert len(set(np.concatenate(draws).tolist())) == 16
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import SPECS, quick_compilation, random_params
+from examples import SPECS, random_params
 
 from instar.families import mixtral
 from instar.generation.engine import Engine
@@ -25,10 +25,9 @@ TOKENS = np.random.default_rng(0).integers(0, 37, (3, 13))
 def test_the_function_stays(name, dtype):
     model = LanguageModel(SPECS[name], Execution(jnp.dtype(dtype)))
     params = random_params(model, 2)
-    with quick_compilation():
-        laid_out, changed = for_decoding(model, params)
-        before = jax.jit(model.logits)(params, TOKENS)
-        after = jax.jit(laid_out.logits)(changed, TOKENS)
+    laid_out, changed = for_decoding(model, params)
+    before = jax.jit(model.logits)(params, TOKENS)
+    after = jax.jit(laid_out.logits)(changed, TOKENS)
     assert jax.tree.map(jnp.shape, changed) == jax.tree.map(jnp.shape, laid_out.shapes)
     if dtype == "float32":
         np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
@@ -55,10 +54,9 @@ def test_parameters_on_a_mesh_stay_there(spec, config):
     params = random_params(model, 2)
     requests = [Request([1, 2, 3], SamplingConfig(6, temperature=0.0))]
     placed = jax.device_put(params, rules.param_shardings(mesh, model.axes, model.shapes))
-    with quick_compilation():
-        expected = Engine(LanguageModel(spec)).generate(params, requests)
-        laid_out, changed = for_decoding(model, placed)
-        found = Engine(laid_out, mesh=mesh).generate(changed, requests)
+    expected = Engine(LanguageModel(spec)).generate(params, requests)
+    laid_out, changed = for_decoding(model, placed)
+    found = Engine(laid_out, mesh=mesh).generate(changed, requests)
     assert found[0].tokens == expected[0].tokens
     kernel = changed["group_0"]["layer_1"]["mlp"]["up"]["kernel"]
     assert not kernel.sharding.is_fully_replicated

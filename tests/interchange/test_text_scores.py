@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from examples import LLAMA, quick_compilation
+from examples import LLAMA
 
 from instar.errors import UserError
 from instar.interchange.reward import TextScores
@@ -22,9 +22,8 @@ def test_scores_are_those_of_each_text_alone():
     tokens, lengths = np.zeros((8, 64), np.int32), np.asarray([len(text) for text in texts[:8]])
     for row, text in zip(tokens, texts, strict=False):
         row[: len(text)] = text
-    with quick_compilation():
-        expected = np.asarray(jax.jit(MODEL.scores)(params, tokens, lengths))
-        found = TextScores(MODEL, MESH)(params, texts)
+    expected = np.asarray(jax.jit(MODEL.scores)(params, tokens, lengths))
+    found = TextScores(MODEL, MESH)(params, texts)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, np.tile(expected, (1, 13)), rtol=1e-4, atol=1e-5)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import EXPERTS, packed_batch, quick_compilation, random_params
+from examples import EXPERTS, packed_batch, random_params
 from models import numpy_transformer
 
 from instar.errors import UserError
@@ -47,7 +47,7 @@ def test_both_forms_of_the_grouped_products_are_what_numpy_says(count):
         return jnp.sum(jnp.sin(done)), done
 
     close = functools.partial(np.testing.assert_allclose, atol=1e-12)
-    with jax.enable_x64(True), quick_compilation():
+    with jax.enable_x64(True):
         for sizes in SIZES[count]:
             given = rows, np.asarray(sizes), kernels
             ragged, found = run(*given, "tpu")
@@ -103,8 +103,7 @@ def test_what_the_routers_did_is_told_for_each_layer():
     def run(params, batch):
         return model.apply(params, batch["tokens"], **{name: batch[name] for name in names})[1]
 
-    with quick_compilation():
-        routing = run(random_params(model, 1), batch)["routing"]
+    routing = run(random_params(model, 1), batch)["routing"]
     first, last = routing["group_0"]["layer_0"], routing["group_1"]["layer_0"]
     assert first["load"].shape == (2, 5) and last["load"].shape == (1, 4)
     assert first["load"].sum(-1).tolist() == [2 * 23] * 2 and last["load"].sum() == 3 * 23

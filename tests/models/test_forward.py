@@ -13,7 +13,6 @@ from examples import (
     LLAMA,
     SPECS,
     packed_batch,
-    quick_compilation,
     random_params,
     with_mixer,
 )
@@ -95,7 +94,7 @@ def test_bfloat16_computes_from_float32_masters_and_gives_float32_logits():
 def test_gradients_equal_differences_of_the_numpy_forward():
     """The derivative along one random direction in the space of all parameters."""
     for spec in SPECS.values():
-        with jax.enable_x64(True), quick_compilation():
+        with jax.enable_x64(True):
             model, params, batch = example(spec, np.float64)
             gradient = jax.jit(jax.grad(functools.partial(surrogate, model)))(params, batch)
         direction = random_params(model, 3, np.float64)
@@ -124,10 +123,9 @@ def surrogate(model, params, batch):
 def test_bfloat16_gradients_are_float32_and_point_the_same_way():
     model, params, batch = example(LLAMA, np.float32)
     half = model.with_execution(Execution(dtype=jnp.dtype(jnp.bfloat16)))
-    with quick_compilation():
-        expected, found = (
-            jax.jit(jax.grad(functools.partial(surrogate, m)))(params, batch) for m in (model, half)
-        )
+    expected, found = (
+        jax.jit(jax.grad(functools.partial(surrogate, m)))(params, batch) for m in (model, half)
+    )
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         assert b.dtype == jnp.float32
         a, b = np.ravel(a), np.ravel(b)
@@ -136,7 +134,7 @@ def test_bfloat16_gradients_are_float32_and_point_the_same_way():
 
 
 def test_remat_and_unrolling_change_neither_values_nor_gradients():
-    with jax.enable_x64(True), quick_compilation():
+    with jax.enable_x64(True):
         model, params, batch = example(LLAMA, np.float64)
 
         def run(execution):

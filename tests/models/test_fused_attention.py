@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import packed_batch, quick_compilation
+from examples import packed_batch
 
 from instar.models import fused_attention
 from instar.models.attention import alibi_slopes, attend
@@ -56,10 +56,9 @@ def test_splash_computes_what_the_reference_does(options, monkeypatch):
     monkeypatch.setattr(fused_attention, "BLOCK", 128)  # so that a row has several
     floats, places = draw(jnp.float32)
     assert SPLASH.refuses(floats["q"], places | options) is None
-    with quick_compilation():
-        way = functools.partial(splash_attend, interpret=True)
-        found = outcomes(way, floats, places, **options)
-        assert_close(found, outcomes(attend, floats, places, **options), 1e-5)
+    way = functools.partial(splash_attend, interpret=True)
+    found = outcomes(way, floats, places, **options)
+    assert_close(found, outcomes(attend, floats, places, **options), 1e-5)
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU of NVIDIA")
@@ -88,9 +87,8 @@ def without_cudnn(monkeypatch) -> dict:
 @pytest.mark.parametrize("options", [{}, {"window": 70, "scale": 0.4}], ids=str)
 def test_cudnn_is_asked_for_what_the_contract_says(options, without_cudnn):
     floats, places = draw(jnp.float32)
-    with quick_compilation():
-        found = outcomes(CUDNN.attend, floats, places, **options)
-        assert_close(found, outcomes(attend, floats, places, **options), 1e-5)
+    found = outcomes(CUDNN.attend, floats, places, **options)
+    assert_close(found, outcomes(attend, floats, places, **options), 1e-5)
     assert without_cudnn["implementation"] == "cudnn" and without_cudnn["is_causal"]
 
 
@@ -113,8 +111,7 @@ def test_rows_that_are_not_in_order_give_nothing(without_cudnn):
     turned = jnp.flip(places["positions"][1:], axis=1)
     positions = jnp.concatenate([places["positions"][:1], turned])
     places |= {"positions": positions, "kv_positions": positions}
-    with quick_compilation():
-        out = jax.jit(lambda: CUDNN.attend(**floats, **places))()
+    out = jax.jit(lambda: CUDNN.attend(**floats, **places))()
     assert np.isfinite(out[0]).all() and np.isnan(out[1]).all()
 
 

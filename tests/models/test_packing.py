@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import CAUSAL, SPECS, packed_batch, quick_compilation, random_params
+from examples import CAUSAL, SPECS, packed_batch, random_params
 
 from instar.errors import UserError
 from instar.models.cache import init_cache
@@ -42,7 +42,7 @@ def inputs(batch: dict) -> dict:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_packed_documents_equal_the_documents_alone(name):
-    with jax.enable_x64(True), quick_compilation():
+    with jax.enable_x64(True):
         model = LanguageModel(SPECS[name], DOUBLE)
         params = random_params(model, 1, np.float64)
 
@@ -73,7 +73,7 @@ def test_packed_documents_equal_the_documents_alone(name):
 @pytest.mark.parametrize("name", CAUSAL)
 def test_reading_in_pieces_with_a_cache_equals_the_full_forward(name):
     """Each row advances by its own number of tokens, with padding wherever it has none."""
-    with jax.enable_x64(True), quick_compilation():
+    with jax.enable_x64(True):
         model = LanguageModel(SPECS[name], DOUBLE)
         params = random_params(model, 3, np.float64)
         documents = [[9], [4, 6], [2], [12]]

@@ -8,7 +8,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from examples import GPT, LLAMA, MIXED, SPECS, quick_compilation
+from examples import GPT, LLAMA, MIXED, SPECS
 
 from instar.models.language_model import LanguageModel
 from instar.models.parameters import Axes, Initialization
@@ -43,10 +43,7 @@ def by_name(tree: dict) -> dict:
 @functools.cache
 def initializer(spec: ModelSpec, initialization: Initialization):
     model = LanguageModel(spec)
-    with quick_compilation():
-        return (
-            jax.jit(lambda key: model.init(key, initialization)).lower(jax.random.key(0)).compile()
-        )
+    return jax.jit(lambda key: model.init(key, initialization)).lower(jax.random.key(0)).compile()
 
 
 def fresh(spec: ModelSpec, seed: int, initialization: Initialization | None = None) -> dict:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import GPT, LLAMA, quick_compilation, random_params
+from examples import GPT, LLAMA, random_params
 
 from instar.generation.rollout import Trajectories, join
 from instar.models.language_model import LanguageModel
@@ -52,17 +52,15 @@ def assessed(rows: int, filler: int = 0) -> Experience:
     tokens = jnp.where(behind, filler, drawn.tokens)
     responses = jnp.where(REAL, drawn.responses, filler)
     drawn = Trajectories(**vars(drawn) | {"tokens": tokens, "responses": responses})
-    with quick_compilation():
-        assess = jax.jit(make_assess(NETWORKS, temperature=TEMPERATURE, rows=rows))
-        given = dict(params())
-        return jax.device_get(assess(given.pop("policy"), given.pop("critic"), given, drawn))
+    assess = jax.jit(make_assess(NETWORKS, temperature=TEMPERATURE, rows=rows))
+    given = dict(params())
+    return jax.device_get(assess(given.pop("policy"), given.pop("critic"), given, drawn))
 
 
 def before_each(model: LanguageModel, role: dict) -> np.ndarray:
     """Hidden states of the positions before each response token: causal, so that what follows a
     row's end cannot reach them, and no segments are needed."""
-    with quick_compilation():
-        hidden = np.asarray(jax.jit(lambda p, t: model.apply(p, t)[0])(role, trajectories().tokens))
+    hidden = np.asarray(jax.jit(lambda p, t: model.apply(p, t)[0])(role, trajectories().tokens))
     return np.stack(
         [row[np.arange(s - 1, s + LONGEST - 1)] for row, s in zip(hidden, STARTS, strict=True)]
     )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import quick_compilation, random_params
+from examples import random_params
 
 from instar.errors import UserError
 from instar.families import llama
@@ -100,8 +100,7 @@ def iteration(config: MeshConfig, generation: str) -> tuple[TrainState, dict, ja
         "lengths": rng.integers(1, PROMPT + 1, BATCH).astype(np.int32),
     }
     frozen = {role: params[role] for role in ("reference", "reward")}
-    with quick_compilation():
-        return jax.device_get(run(state, frozen, place_rows(mesh, prompts)))
+    return jax.device_get(run(state, frozen, place_rows(mesh, prompts)))
 
 
 @functools.cache

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from examples import quick_compilation
 from toys import Toy, draw_params, log_softmax, outputs_after
 
 from instar.generation.rollout import Trajectories, join
@@ -35,7 +34,7 @@ NETWORKS = types.SimpleNamespace(policy=Toy(), critic=Toy())
 
 @pytest.fixture(autouse=True)
 def float64():
-    with jax.enable_x64(True), quick_compilation():
+    with jax.enable_x64(True):
         yield
 
 

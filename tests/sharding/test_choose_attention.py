@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import packed_batch, quick_compilation
+from examples import packed_batch
 
 from instar.errors import UserError
 from instar.models.attention import alibi_slopes, attend
@@ -54,8 +54,7 @@ def test_without_a_kernel_it_is_the_reference():
 @pytest.mark.parametrize("name", ["auto", "splash"])
 def test_a_kernel_has_the_rows_and_heads_of_one_device(name, kernel):
     inputs, way = draw(), choose_attention(make_mesh(SPLIT), name)
-    with quick_compilation():
-        found = jax.jit(lambda: way(**inputs, window=4, softcap=None))()
+    found = jax.jit(lambda: way(**inputs, window=4, softcap=None))()
     assert kernel == [((1, LENGTH, 2, 5), (1, LENGTH, 1, 5))]
     real = np.asarray(inputs["segment_ids"]) > 0
     expected = attend(**inputs, window=4)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import quick_compilation, random_params
+from examples import random_params
 
 from instar.families import llama
 from instar.models.language_model import LanguageModel
@@ -34,8 +34,7 @@ def program() -> str:
     shardings = rules.param_shardings(mesh, model.axes, model.shapes)
     compiled = jax.jit(loss, in_shardings=(shardings, rules.replicated(mesh)))
     tokens = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
-    with quick_compilation():
-        return compiled.lower(model.shapes, tokens).compile().as_text()
+    return compiled.lower(model.shapes, tokens).compile().as_text()
 
 
 def results(program: str, operation: str) -> list[str]:
@@ -81,8 +80,7 @@ def test_whole_logits_are_those_of_one_device():
     params = random_params(plain, 3)
     placed = jax.device_put(params, rules.param_shardings(mesh, model.axes, model.shapes))
     tokens = np.random.default_rng(0).integers(0, 41, (ROWS, LENGTH)).astype(np.int32)
-    with quick_compilation():
-        found = jax.jit(model.logits)(placed, tokens)
-        expected = jax.jit(plain.logits)(params, tokens)
+    found = jax.jit(model.logits)(placed, tokens)
+    expected = jax.jit(plain.logits)(params, tokens)
     assert found.shape == (ROWS, LENGTH, 41)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -5,7 +5,6 @@ import re
 import jax
 import numpy as np
 import pytest
-from examples import quick_compilation
 
 from instar.families import llama
 from instar.models import matmul
@@ -49,9 +48,8 @@ def compiled_step(config: MeshConfig) -> str:
         for name in FIELDS
     }
     shardings = jax.tree.map(lambda p: p.sharding, params)
-    with quick_compilation():
-        step = jax.jit(jax.grad(loss), out_shardings=shardings)
-        return step.lower(params, batch).compile().as_text()
+    step = jax.jit(jax.grad(loss), out_shardings=shardings)
+    return step.lower(params, batch).compile().as_text()
 
 
 def collectives(program: str, kind: str) -> list[tuple[int, ...]]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import packed_batch, quick_compilation, random_params, with_mixer
+from examples import packed_batch, random_params, with_mixer
 
 from instar.families import gpt3, llama, mixtral
 from instar.models.language_model import LanguageModel
@@ -92,17 +92,18 @@ def families_on(mesh: str) -> list[str]:
     return found + ["windowed"] * ("context" in axes and "fsdp" in axes)
 
 
-# Those that tell most, and of them one on every third mesh; the others are for CI.
-CASES = [(mesh, family) for mesh in MESHES for family in families_on(mesh)]
-TRAINED = [
+# Each mesh with one of them in turns, and every third such case trained; the others are for CI.
+IN_TURNS = [
     (mesh, families_on(mesh)[turn % len(families_on(mesh))]) for turn, mesh in enumerate(MESHES)
-][::3]
-OTHERS = [(mesh, family) for mesh in MESHES for family in SPECS if (mesh, family) not in CASES]
+]
+TRAINED = IN_TURNS[::3]
+ALL = [(mesh, family) for mesh in MESHES for family in SPECS]
 
 
-def also(others: list[tuple[str, str]]) -> list:
-    """The cases that only a run of `-m exhaustive` takes."""
-    return [pytest.param(*case, marks=pytest.mark.exhaustive) for case in others]
+def first(cases: list[tuple[str, str]]) -> list:
+    """All cases, of which only a run of `-m exhaustive` takes others than `cases`."""
+    others = [case for case in ALL if case not in cases]
+    return cases + [pytest.param(*case, marks=pytest.mark.exhaustive) for case in others]
 
 
 MICROBATCHES, MICROBATCH, LENGTH = 2, 8, 16
@@ -185,11 +186,10 @@ class Setup:
 
 @functools.cache
 def on_one_device(family: str, optimizer: str | None):
-    with quick_compilation():
-        if optimizer is None:
-            return jax.device_get(Setup(family, ONE, np.float32).gradients())
-        with jax.enable_x64(True):
-            return jax.device_get(Setup(family, ONE, np.float64).train(optimizer))
+    if optimizer is None:
+        return jax.device_get(Setup(family, ONE, np.float32).gradients())
+    with jax.enable_x64(True):
+        return jax.device_get(Setup(family, ONE, np.float64).train(optimizer))
 
 
 def assert_split(tree: dict, axes: dict, mesh: jax.sharding.Mesh) -> None:
@@ -199,12 +199,11 @@ def assert_split(tree: dict, axes: dict, mesh: jax.sharding.Mesh) -> None:
         assert {shard.data.size * parts for shard in array.addressable_shards} == {array.size}, a
 
 
-@pytest.mark.parametrize(("mesh", "family"), [*CASES, *also(OTHERS)])
+@pytest.mark.parametrize(("mesh", "family"), first(IN_TURNS))
 def test_loss_and_gradients_in_float32(mesh, family):
     expected, expected_sums = on_one_device(family, None)
-    with quick_compilation():
-        setup = Setup(family, MESHES[mesh], np.float32)
-        found, sums = setup.gradients()
+    setup = Setup(family, MESHES[mesh], np.float32)
+    found, sums = setup.gradients()
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), sums, expected_sums)
 
     # Without rotary positions a bias of the keys shifts all logits of a query alike, so that its
@@ -217,15 +216,12 @@ def test_loss_and_gradients_in_float32(mesh, family):
     jax.tree.map(close, found, expected)
 
 
-@pytest.mark.parametrize(
-    ("mesh", "family"),
-    [*TRAINED, *also([case for case in CASES if case not in TRAINED] + OTHERS)],
-)
+@pytest.mark.parametrize(("mesh", "family"), first(TRAINED))
 def test_five_steps_in_float64(mesh, family):
     """Accumulation over two microbatches of packed rows, clipping, decay and warm-up are in it."""
     optimizer = OPTIMIZERS[family]
     expected, expected_log = on_one_device(family, optimizer)
-    with jax.enable_x64(True), quick_compilation():
+    with jax.enable_x64(True):
         setup = Setup(family, MESHES[mesh], np.float64)
         state, log = setup.train(optimizer)
         assert_split(state.params, setup.model.axes, setup.mesh)

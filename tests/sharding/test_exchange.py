@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import quick_compilation
 from jax.sharding import PartitionSpec
 
 from instar.models.experts import route
@@ -49,8 +48,7 @@ def test_every_row_comes_to_where_it_is_sent(platform, monkeypatch):
         back = experts._exchange(came, jnp.asarray(SENT.T), ROWS, platform=platform)
         return came[None], back[None]
 
-    with quick_compilation():
-        came, back = there_and_back(rows)
+    came, back = there_and_back(rows)
     for here in range(PARTS):
         expected = []
         for source in range(PARTS):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import packed_batch, quick_compilation
+from examples import packed_batch
 
 from instar.errors import UserError
 from instar.models.attention import alibi_slopes, attend, visible
@@ -44,7 +44,7 @@ def draw(seed: int, length: int = LENGTH) -> tuple[dict, dict]:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_ring_computes_what_the_reference_does(name):
-    with jax.enable_x64(True), quick_compilation():
+    with jax.enable_x64(True):
         floats, places = draw(1)
         real = (places["segment_ids"] > 0)[..., None, None]
         to_out = np.random.default_rng(2).standard_normal(floats["q"].shape)
@@ -67,8 +67,7 @@ def test_padding_is_zero_and_bfloat16_stays_close():
     """Sums are in float32, and the result is in the dtype of the queries."""
     floats, places = draw(3)
     cast = {name: jnp.asarray(x, jnp.bfloat16) for name, x in floats.items()}
-    with quick_compilation():
-        out = jax.jit(lambda floats: ring_attention(make_mesh(MESH))(**floats, **places))(cast)
+    out = jax.jit(lambda floats: ring_attention(make_mesh(MESH))(**floats, **places))(cast)
     assert out.dtype == jnp.bfloat16
     expected = attend(**{n: jnp.asarray(x, jnp.float32) for n, x in floats.items()}, **places)
     real = places["segment_ids"] > 0
@@ -101,8 +100,7 @@ def test_no_device_holds_the_logits_of_its_part_of_a_row():
         places |= {"segment_ids": segment_ids, "kv_segment_ids": segment_ids}
         return ring_attention(mesh)(*floats, **places).sum()
 
-    with quick_compilation():
-        compiled = jax.jit(jax.grad(loss)).lower((heads,) * 3, tokens, tokens).compile()
+    compiled = jax.jit(jax.grad(loss)).lower((heads,) * 3, tokens, tokens).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * part**2
 
 

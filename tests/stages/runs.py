@@ -7,6 +7,8 @@ import random
 import subprocess
 import sys
 
+from compilation import xla_flags
+
 WORDS = "the film was a quiet story about people who never said what they meant and why".split()
 
 DATA_CONFIG = """
@@ -39,13 +41,8 @@ def get_config():
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """That of a fresh process with `devices` CPU devices; compiled programs are shared by all."""
-    return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(__file__).parent / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    """That of a fresh process with `devices` CPU devices."""
+    return os.environ | {"XLA_FLAGS": xla_flags(devices), "JAX_PLATFORMS": "cpu"}
 
 
 def instar(*arguments: object, devices: int = 1, **options) -> subprocess.CompletedProcess:

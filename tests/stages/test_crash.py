@@ -36,6 +36,7 @@ def test_killed_at(point, run_config, finished_run, tmp_path):
     assert final_fingerprint(tmp_path) == final_fingerprint(finished_run)
 
 
+@pytest.mark.exhaustive
 def test_killed_at_random_moments(run_config, tmp_path):
     alone = tmp_path / "alone"
     done = run(command(run_config, alone))

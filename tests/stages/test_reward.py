@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import quick_compilation
 from runs import final_fingerprint, losses
 
 from instar import load
@@ -36,8 +35,7 @@ WORDS = "a e i o n t".split()
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_for_few_runs():
-    with quick_compilation():
-        yield
+    yield
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,6 @@ SILENT = "--config.evaluation.prompts=[]"
 SELDOM = ("--config.evaluation.every=100", SILENT)
 
 
-def quick() -> dict[str, str]:
-    """The environment of a process that compiles in half the time, and computes the same."""
-    env = environment()
-    slow = " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    return env | {"XLA_FLAGS": env["XLA_FLAGS"] + slow}
-
-
 def read_stream(folder: pathlib.Path) -> list[tuple[int, str]]:
     """The rows that the processes of one start have read, in order, each with its hash."""
     lines = [line.split() for path in folder.iterdir() for line in path.read_text().splitlines()]
@@ -68,7 +61,7 @@ def test_four_processes_then_two_then_one(run_config, finished_run, tiny_data, t
     def start(processes: int, fate: str, mesh: str) -> tuple[list[int], str]:
         stream = tmp_path / f"stream-{processes}"
         arguments = ("pretrain", "--config", run_config, "--workdir", workdir, mesh, SILENT)
-        ended = run_several(range(processes), SCRIPT, stream, fate, *arguments, env=quick())
+        ended = run_several(range(processes), SCRIPT, stream, fate, *arguments, env=environment())
         return [code for code, _ in ended], "".join(output for _, output in ended)
 
     # Four: one is killed in the sixth step, after the checkpoint of the fourth.
@@ -98,7 +91,7 @@ def test_a_process_that_hangs_ends_all(run_config, tmp_path):
     arguments = ("pretrain", "--config", run_config, "--workdir", tmp_path / "run")
     options = ("--config.mesh.data=2", "--config.failure.hang_minutes=0.3", *SELDOM)
     words = (SCRIPT, tmp_path / "stream", "1:hangs:3", *arguments, *options)
-    for code, output in run_several(range(2), *words, env=quick()):
+    for code, output in run_several(range(2), *words, env=environment()):
         assert code == RestartError.code, output
         # What a step gives is looked at a step or two after it.
         assert re.search(r"step [234] has been waited for .*failure\.hang_minutes", output), output

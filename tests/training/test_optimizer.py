@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from examples import quick_compilation, random_params
+from examples import random_params
 
 from instar.errors import UserError
 from instar.families import gpt3, llama
@@ -54,13 +54,12 @@ def gradients(model: LanguageModel, seed: int) -> dict:
 def updates(model: LanguageModel, config: OptimizerConfig, params: dict, steps: int) -> list[dict]:
     """What the optimiser adds in each of `steps` steps; its inputs are float64."""
     optimizer = make_optimizer(config, model.axes)
-    with quick_compilation():
-        state, step = optimizer.init(params), jax.jit(optimizer.update)
-        found = []
-        for i in range(steps):
-            update, state = step(gradients(model, i), state, params)
-            params = optax.apply_updates(params, update)
-            found.append(named(jax.device_get(update)))
+    state, step = optimizer.init(params), jax.jit(optimizer.update)
+    found = []
+    for i in range(steps):
+        update, state = step(gradients(model, i), state, params)
+        params = optax.apply_updates(params, update)
+        found.append(named(jax.device_get(update)))
     return found
 
 
@@ -151,20 +150,19 @@ def test_muon_equals_optax_s_layer_by_layer():
             for name in in_layers(LLAMA)
             for layer, values in enumerate(named(params)[name])
         }
-        with quick_compilation():
-            state = plain.init(matrices)
-            for i, update in enumerate(found):
-                gradient = named(gradients(LLAMA, i))
-                flat = {}
-                for key in matrices:
-                    name, layer = key.split("/")
-                    flat[key] = gradient[name][int(layer)].reshape(matrices[key].shape)
-                expected, state = step(flat, state, matrices)
-                matrices = optax.apply_updates(matrices, expected)
-                for key, value in expected.items():
-                    name, layer = key.split("/")
-                    same = update[name][int(layer)].reshape(value.shape)
-                    np.testing.assert_allclose(same, value, rtol=1e-8, atol=1e-11)
+        state = plain.init(matrices)
+        for i, update in enumerate(found):
+            gradient = named(gradients(LLAMA, i))
+            flat = {}
+            for key in matrices:
+                name, layer = key.split("/")
+                flat[key] = gradient[name][int(layer)].reshape(matrices[key].shape)
+            expected, state = step(flat, state, matrices)
+            matrices = optax.apply_updates(matrices, expected)
+            for key, value in expected.items():
+                name, layer = key.split("/")
+                same = update[name][int(layer)].reshape(value.shape)
+                np.testing.assert_allclose(same, value, rtol=1e-8, atol=1e-11)
         adamw = updates(LLAMA, OptimizerConfig("adamw", weight_decay=0.3), params, 1)[0]
         for name, axes in named(LLAMA.axes).items():
             if axes.kind != "matrix":

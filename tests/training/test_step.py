@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from examples import packed_batch, quick_compilation
+from examples import packed_batch
 
 from instar.families import gpt3
 from instar.models.language_model import LanguageModel
@@ -133,7 +133,7 @@ def test_accumulation_is_one_large_batch():
     count, key = MICROBATCHES * MICROBATCH, jax.random.key(0)
     weights = rows(1, count)["weights"].reshape(MICROBATCHES, -1).sum(1)
     assert weights.max() > 3 * weights.min()
-    with jax.enable_x64(True), quick_compilation():
+    with jax.enable_x64(True):
         run = shared(np.float64)
         params = double_precision(run.fresh().params)
         whole = {name: values[None] for name, values in rows(1, count).items()}
@@ -171,7 +171,7 @@ def test_steps_by_hand():
         }
         return state, metrics
 
-    with jax.enable_x64(True), quick_compilation():
+    with jax.enable_x64(True):
         run = shared(np.float64)
         total = jax.jit(functools.partial(accumulate, run.loss_sums))
         direction = jax.jit(run.optimizer.update)
@@ -189,32 +189,30 @@ def test_steps_by_hand():
 
 def test_fewer_microbatches_read_only_those_and_compile_nothing_new():
     run = shared()
-    with quick_compilation():
-        state, compiled = run.fresh(), None
-        evaluate = jax.jit(lambda params, batch: run.loss_sums(params, None, batch, None)[0])
-        for count in (4, 12, 8):
-            inputs = run.inputs(2, count)
-            # What lies beyond the count must not be read: poison it.
-            filled = count // MICROBATCH
-            inputs["weights"] = inputs["weights"].at[filled:].set(jnp.nan)
-            before = host(state.params)
-            state, metrics = run.step(state, None, inputs)
-            compiled = compiled or run.step._cache_size()
-            assert run.step._cache_size() == compiled
-            assert float(metrics["tokens"]) == pytest.approx(rows(2, count)["weights"].sum())
-            batches = [{n: x[i] for n, x in inputs.items() if x.ndim} for i in range(filled)]
-            nats = sum(float(evaluate(before, batch)) for batch in batches)
-            expected = nats / rows(2, count)["weights"].sum()
-            assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+    state, compiled = run.fresh(), None
+    evaluate = jax.jit(lambda params, batch: run.loss_sums(params, None, batch, None)[0])
+    for count in (4, 12, 8):
+        inputs = run.inputs(2, count)
+        # What lies beyond the count must not be read: poison it.
+        filled = count // MICROBATCH
+        inputs["weights"] = inputs["weights"].at[filled:].set(jnp.nan)
+        before = host(state.params)
+        state, metrics = run.step(state, None, inputs)
+        compiled = compiled or run.step._cache_size()
+        assert run.step._cache_size() == compiled
+        assert float(metrics["tokens"]) == pytest.approx(rows(2, count)["weights"].sum())
+        batches = [{n: x[i] for n, x in inputs.items() if x.ndim} for i in range(filled)]
+        nats = sum(float(evaluate(before, batch)) for batch in batches)
+        expected = nats / rows(2, count)["weights"].sum()
+        assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_training_lowers_the_loss():
     for run in (shared(), Run(name="muon", microbatches=1)):
-        with quick_compilation():
-            state, losses = run.fresh(), []
-            for _ in range(12):
-                state, metrics = run.step(state, None, run.inputs(4))
-                losses.append(float(metrics["loss"]))
+        state, losses = run.fresh(), []
+        for _ in range(12):
+            state, metrics = run.step(state, None, run.inputs(4))
+            losses.append(float(metrics["loss"]))
         assert losses[-1] < 0.8 * losses[0]
 
 
@@ -225,30 +223,28 @@ def test_training_lowers_the_loss():
 def test_a_non_finite_step_changes_the_step_count_and_nothing_else(poison):
     """3e38 is finite: the gradient's norm is what overflows."""
     run = shared()
-    with quick_compilation():
-        state, _ = run.step(run.fresh(), None, run.inputs(5))
-        before = host(state)
-        inputs = run.inputs(6)
-        inputs["weights"] = inputs["weights"].at[0, 0, 0].set(poison)
-        state, metrics = run.step(state, None, inputs)
-        assert float(metrics["skipped"]) == 1
-        assert int(state.step) == int(before.step) + 1 == 2
-        after = host(state)
-        assert equal(dataclasses.replace(after, step=before.step), before)
-        # The next one goes on as if the dropped one had only cost its batch.
-        state, metrics = run.step(state, None, run.inputs(7))
-        assert float(metrics["skipped"]) == 0 and not equal(state.params, before.params)
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(host(state.params)))
+    state, _ = run.step(run.fresh(), None, run.inputs(5))
+    before = host(state)
+    inputs = run.inputs(6)
+    inputs["weights"] = inputs["weights"].at[0, 0, 0].set(poison)
+    state, metrics = run.step(state, None, inputs)
+    assert float(metrics["skipped"]) == 1
+    assert int(state.step) == int(before.step) + 1 == 2
+    after = host(state)
+    assert equal(dataclasses.replace(after, step=before.step), before)
+    # The next one goes on as if the dropped one had only cost its batch.
+    state, metrics = run.step(state, None, run.inputs(7))
+    assert float(metrics["skipped"]) == 0 and not equal(state.params, before.params)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(host(state.params)))
 
 
 def test_a_batch_without_weight_moves_nothing_but_decay():
     run = shared()
-    with quick_compilation():
-        state = run.fresh()
-        before = host(state.params)
-        inputs = run.inputs(5)
-        inputs["weights"] = jnp.zeros_like(inputs["weights"])
-        state, metrics = run.step(state, None, inputs)
+    state = run.fresh()
+    before = host(state.params)
+    inputs = run.inputs(5)
+    inputs["weights"] = jnp.zeros_like(inputs["weights"])
+    state, metrics = run.step(state, None, inputs)
     assert float(metrics["loss"]) == 0 and float(metrics["grad_norm"]) == 0
     shrink = 1 - RATE * 0.5 * run.config.weight_decay
     np.testing.assert_allclose(state.params["embedding"], shrink * before["embedding"], rtol=1e-6)
@@ -260,30 +256,29 @@ def test_a_batch_without_weight_moves_nothing_but_decay():
 
 @pytest.mark.parametrize("mesh", [MeshConfig(1, 1, 1), MeshConfig(2, 2, 1)], ids=["one", "four"])
 def test_one_compilation_in_a_run_and_in_one_that_resumes(mesh, tmp_path):
-    with quick_compilation():
-        run = Run(mesh)
-        state = run.fresh()
-        for number in range(4):
-            state, _ = run.step(state, None, run.inputs(number))
-        assert run.step._cache_size() == 1
-        expected_shardings = jax.tree.map(lambda x: x.sharding, run.template)
-        assert jax.tree.map(lambda x: x.sharding, state) == expected_shardings
+    run = Run(mesh)
+    state = run.fresh()
+    for number in range(4):
+        state, _ = run.step(state, None, run.inputs(number))
+    assert run.step._cache_size() == 1
+    expected_shardings = jax.tree.map(lambda x: x.sharding, run.template)
+    assert jax.tree.map(lambda x: x.sharding, state) == expected_shardings
 
-        saver = Checkpointer(epath.Path(tmp_path), CheckpointConfig())
-        saver.save(4, state, input={}, config={}, lineage={})
-        saver.close()
-        uninterrupted, _ = run.step(state, None, run.inputs(4))
-        loader = Checkpointer(epath.Path(tmp_path), CheckpointConfig())
-        restored = loader.restore(run.template).state
-        loader.close()
-        resumed, _ = run.step(restored, None, run.inputs(4))
-        assert run.step._cache_size() == 1
-        assert equal(resumed, uninterrupted)
+    saver = Checkpointer(epath.Path(tmp_path), CheckpointConfig())
+    saver.save(4, state, input={}, config={}, lineage={})
+    saver.close()
+    uninterrupted, _ = run.step(state, None, run.inputs(4))
+    loader = Checkpointer(epath.Path(tmp_path), CheckpointConfig())
+    restored = loader.restore(run.template).state
+    loader.close()
+    resumed, _ = run.step(restored, None, run.inputs(4))
+    assert run.step._cache_size() == 1
+    assert equal(resumed, uninterrupted)
 
 
 def test_the_state_is_donated():
     run = shared()
-    with quick_compilation(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("error")  # JAX warns of a donated array that it could not use.
         state = run.fresh()
         after, _ = run.step(state, None, run.inputs(0))
@@ -293,50 +288,48 @@ def test_the_state_is_donated():
 
 def test_the_step_moves_nothing_between_host_and_device():
     run = shared()
-    with quick_compilation():
-        state, inputs = run.fresh(), [run.inputs(number) for number in range(3)]
-        state, _ = run.step(state, None, inputs[0])
-        with jax.transfer_guard("disallow"):
-            for batch in inputs[1:]:
-                state, metrics = run.step(state, None, batch)
-            with pytest.raises(Exception, match="Disallowed host-to-device"):
-                run.step(state, None, host(inputs[0]))
-        assert np.isfinite(float(metrics["loss"]))
+    state, inputs = run.fresh(), [run.inputs(number) for number in range(3)]
+    state, _ = run.step(state, None, inputs[0])
+    with jax.transfer_guard("disallow"):
+        for batch in inputs[1:]:
+            state, metrics = run.step(state, None, batch)
+        with pytest.raises(Exception, match="Disallowed host-to-device"):
+            run.step(state, None, host(inputs[0]))
+    assert np.isfinite(float(metrics["loss"]))
 
 
 # --- Dropout ------------------------------------------------------------------------------------
 
 
 def test_dropout_differs_by_step_microbatch_and_seed_and_reproduces():
-    with quick_compilation():
-        run = Run(dropout=0.3, microbatches=2)
-        same_rows = rows(8, MICROBATCH)
-        doubled = {name: np.concatenate([x, x]) for name, x in same_rows.items()}
-        inputs = run.layout.place(doubled, 2 * MICROBATCH)
-        evaluate = jax.jit(lambda params, batch, key: run.loss_sums(params, None, batch, key)[0])
+    run = Run(dropout=0.3, microbatches=2)
+    same_rows = rows(8, MICROBATCH)
+    doubled = {name: np.concatenate([x, x]) for name, x in same_rows.items()}
+    inputs = run.layout.place(doubled, 2 * MICROBATCH)
+    evaluate = jax.jit(lambda params, batch, key: run.loss_sums(params, None, batch, key)[0])
 
-        def two_steps(seed):
-            state, losses = run.fresh(seed), []
-            for _ in range(2):
-                state, metrics = run.step(state, None, inputs)
-                losses.append(float(metrics["loss"]))
-            return host(state), losses
+    def two_steps(seed):
+        state, losses = run.fresh(seed), []
+        for _ in range(2):
+            state, metrics = run.step(state, None, inputs)
+            losses.append(float(metrics["loss"]))
+        return host(state), losses
 
-        first, losses = two_steps(0)
-        again, losses_again = two_steps(0)
-        assert losses == losses_again and equal(first, again)
+    first, losses = two_steps(0)
+    again, losses_again = two_steps(0)
+    assert losses == losses_again and equal(first, again)
 
-        state = run.fresh(0)
-        batch = {name: value[0] for name, value in inputs.items() if name != "microbatches"}
-        keys = [jax.random.fold_in(step_key(state), index) for index in range(2)]
-        next_step = dataclasses.replace(state, step=state.step + 1)
-        keys.append(jax.random.fold_in(step_key(next_step), 0))
-        other_seed = run.fresh(1)
-        keys.append(jax.random.fold_in(step_key(other_seed), 0))
-        drawn = [float(evaluate(state.params, batch, key)) for key in keys]
-        assert len(set(drawn)) == len(drawn)
-        # The step's loss is the mean over its microbatches, each with the key of its index.
-        assert losses[0] * 2 * same_rows["weights"].sum() == pytest.approx(sum(drawn[:2]), rel=1e-5)
+    state = run.fresh(0)
+    batch = {name: value[0] for name, value in inputs.items() if name != "microbatches"}
+    keys = [jax.random.fold_in(step_key(state), index) for index in range(2)]
+    next_step = dataclasses.replace(state, step=state.step + 1)
+    keys.append(jax.random.fold_in(step_key(next_step), 0))
+    other_seed = run.fresh(1)
+    keys.append(jax.random.fold_in(step_key(other_seed), 0))
+    drawn = [float(evaluate(state.params, batch, key)) for key in keys]
+    assert len(set(drawn)) == len(drawn)
+    # The step's loss is the mean over its microbatches, each with the key of its index.
+    assert losses[0] * 2 * same_rows["weights"].sum() == pytest.approx(sum(drawn[:2]), rel=1e-5)
 
 
 def test_dropout_keeps_the_mean_and_its_rate():
