@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import readme_family
+from examples import packed_batch
 from interchange_examples import SPECS, TEXTS, make_model
 
 import instar
@@ -16,13 +17,16 @@ from instar.interchange.convert import (
     write_hub_folder,
 )
 from instar.interchange.parameters import flatten
+from instar.models.language_model import LanguageModel
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.parity
 
-VOCAB, LENGTHS = 61, [17, 5, 1, 28]
+VOCAB = 61
+# Of the texts in each row of a packed batch.
+LENGTHS = [[17, 5, 1], [28], [3, 11, 9]]
 
 GPT2 = {"vocab_size": VOCAB, "n_positions": 29, "n_embd": 24, "n_layer": 3, "n_head": 4}
 LLAMA = {
@@ -158,11 +162,26 @@ def theirs(model, tokens: np.ndarray) -> np.ndarray:
         return model(torch.asarray(tokens)).logits.numpy()
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64)
+    return wide - np.logaddexp.reduce(wide, axis=-1, keepdims=True)
+
+
 def assert_same_logits(ours, model, tolerance: float = 1e-4) -> None:
-    for length in LENGTHS:
-        tokens = tokens_of(length)
-        difference = np.abs(np.asarray(ours(tokens)) - theirs(model, tokens)).max()
-        assert difference < tolerance, (length, difference)
+    """Of two texts as a user asks for them, and of texts of unequal lengths in packed rows."""
+    tokens = tokens_of(17)
+    assert np.abs(np.asarray(ours(tokens)) - theirs(model, tokens)).max() < tolerance
+    batch = packed_batch(0, LENGTHS, 29, VOCAB)
+    inputs = {name: batch[name] for name in ("positions", "segment_ids")}
+    packed = jax.jit(LanguageModel(ours.spec).logits)(ours.params, batch["tokens"], **inputs)
+    for row, lengths in enumerate(LENGTHS):
+        for segment in range(1, len(lengths) + 1):
+            there = batch["segment_ids"][row] == segment
+            found = np.asarray(packed)[row, there]
+            expected = theirs(model, batch["tokens"][row, there][None])[0]
+            assert np.abs(found - expected).max() < tolerance, (row, segment)
+            p, q = log_softmax(expected), log_softmax(found)
+            assert (np.exp(p) * (p - q)).sum(-1).max() < 1e-6, (row, segment)
 
 
 @pytest.mark.parametrize(("family", "options"), CASES.values(), ids=CASES.keys())
