@@ -245,6 +245,24 @@ def test_the_result_is_the_mean_and_generates(alone, folder):
     assert max(jax.tree.leaves(moved)) > 1e-3
 
 
+def test_a_folder_of_transformers_is_improved_and_another_judges(folder, settings, tmp_path):
+    """Both with the tokenizer.json of the same tokenizer; the judge is one member, which scores."""
+    policy, judge = tmp_path / "policy", tmp_path / "judge"
+    export_model(ExportOptions(settings["parent"], str(policy)))
+    export_model(ExportOptions(str(folder / "reward"), str(judge), member=1))
+    kept = ("chat_template", "prompts", "response", "batch", "optimizer", "logging")
+    changes = {"parent": str(policy), "reward": {"model": str(judge)}, "steps": 1}
+    changes |= {"update": {"minibatch": 8}, "checkpoint": {"minutes": None}}
+    changed = {name: settings[name] for name in kept} | changes
+    ppo(build(changed, PpoConfig), str(tmp_path / "run"))
+    (line,) = logged(tmp_path / "run")
+    assert np.isfinite(line["score"])
+    lineage = json.loads((tmp_path / "run/checkpoints/1/lineage/lineage.json").read_text())
+    assert {lineage[role]["stage"] for role in ("parent", "reward")} == {"import"}
+    with pytest.raises(UserError, match="parent is a reward model, and must be a language model"):
+        ppo(build(changed | {"parent": str(judge)}, PpoConfig), str(tmp_path / "other"))
+
+
 def test_without_a_coefficient_it_collapses_and_says_so(folder, settings):
     """Rewards from a function of texts, by its import path; the critic has a fresh head."""
     changes = {

@@ -195,9 +195,32 @@ def test_what_does_not_fit_is_refused(config, trained, tmp_path, changes, senten
 def test_a_reward_model_is_no_language_model(trained, tmp_path):
     with pytest.raises(UserError, match="is a reward model, which scores texts and generates no"):
         load_language_model(trained)
-    with pytest.raises(UserError, match="is a reward model, which scores texts and has no place"):
-        export_model(ExportOptions(str(trained), str(tmp_path / "exported")))
+    for member in (None, 2, -1):
+        with pytest.raises(UserError, match="is a reward model of 2, and a folder holds one: give"):
+            export_model(ExportOptions(str(trained), str(tmp_path / "exported"), member=member))
     assert not (tmp_path / "exported").exists()
+
+
+def test_a_member_leaves_as_a_folder_and_is_trained_on(trained, config, ratings, tmp_path):
+    """With the bias that `normalise` gave it; sft refuses it, whose stage is that of any import."""
+    export_model(ExportOptions(str(trained), str(tmp_path / "folder"), member=1))
+    ours, theirs = load(trained), load(tmp_path / "folder")
+    records = read(ratings)[:20]
+    texts = [[record[name] for record in records] for name in ("prompt", "completion")]
+    np.testing.assert_array_equal(theirs.score(*texts), ours.member_scores(*texts)[1])
+    parent = open_model(tmp_path / "folder")
+    assert (parent.lineage["stage"], parent.card.members) == ("import", 1)
+    changes = {"parent": str(tmp_path / "folder"), "chat_template": None, "members": None}
+    settings = dataclasses.replace(config, steps=1, normalise=NormaliseConfig(), **changes)
+    reward(settings, str(tmp_path / "run"))
+    further = load(tmp_path / "run")
+    assert further.card.members == 1
+    # One step from its parameters, and not from fresh ones.
+    rate = settings.optimizer.learning_rate
+    moved = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(), further.params["member_0"], ours.params["member_1"]
+    )
+    assert 0 < max(jax.tree.leaves(moved)) < 1.2 * rate
 
 
 def test_the_loss_is_that_of_each_text_alone(config, trained):

@@ -119,5 +119,12 @@ FAMILY = Family(
     "bloom",
     bloom,
     SIZES,
-    hub=HubFormat(("bloom",), "BloomForCausalLM", read_config, write_config, LAYOUT),
+    hub=HubFormat(
+        ("bloom",),
+        "BloomForCausalLM",
+        read_config,
+        write_config,
+        LAYOUT,
+        scorer="BloomForSequenceClassification",
+    ),
 )

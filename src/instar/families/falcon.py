@@ -180,5 +180,12 @@ FAMILY = Family(
     falcon,
     SIZES,
     VARIANTS,
-    hub=HubFormat(("falcon",), "FalconForCausalLM", read_config, write_config, LAYOUT),
+    hub=HubFormat(
+        ("falcon",),
+        "FalconForCausalLM",
+        read_config,
+        write_config,
+        LAYOUT,
+        scorer="FalconForSequenceClassification",
+    ),
 )

@@ -22,6 +22,7 @@ class HubFormat:
       marked_by: a field that config.json has where several families share a `model_type`.
       own_code: the class comes with the weights and not with transformers; a model is written so
         where transformers has none that is the same.
+      scorer: the class of transformers that has a score in the place of the head, if there is one.
     """
 
     model_types: tuple[str, ...]
@@ -31,6 +32,7 @@ class HubFormat:
     layout: Layout
     marked_by: str | None = None
     own_code: bool = False
+    scorer: str | None = None
 
 
 @dataclass(frozen=True)

@@ -81,5 +81,12 @@ FAMILY = Family(
     "gemma2",
     gemma2,
     options=("window",),
-    hub=HubFormat(("gemma2",), "Gemma2ForCausalLM", read_config, write_config, gemma.LAYOUT),
+    hub=HubFormat(
+        ("gemma2",),
+        "Gemma2ForCausalLM",
+        read_config,
+        write_config,
+        gemma.LAYOUT,
+        scorer="Gemma2ForSequenceClassification",
+    ),
 )

@@ -110,5 +110,12 @@ FAMILY = Family(
     "gemma3",
     gemma3,
     options=("window",),
-    hub=HubFormat(("gemma3_text",), "Gemma3ForCausalLM", read_config, write_config, gemma.LAYOUT),
+    hub=HubFormat(
+        ("gemma3_text",),
+        "Gemma3ForCausalLM",
+        read_config,
+        write_config,
+        gemma.LAYOUT,
+        scorer="Gemma3TextForSequenceClassification",
+    ),
 )

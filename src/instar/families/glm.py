@@ -100,5 +100,12 @@ LAYOUT = Layout(llama.outer_tensors, layer_tensors, llama.LAYOUT.ignored, llama.
 FAMILY = Family(
     "glm",
     glm,
-    hub=HubFormat(("glm",), "GlmForCausalLM", read_config, write_config, LAYOUT),
+    hub=HubFormat(
+        ("glm",),
+        "GlmForCausalLM",
+        read_config,
+        write_config,
+        LAYOUT,
+        scorer="GlmForSequenceClassification",
+    ),
 )

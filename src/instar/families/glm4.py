@@ -16,6 +16,11 @@ FAMILY = Family(
     "glm4",
     glm4,
     hub=HubFormat(
-        ("glm4",), "Glm4ForCausalLM", glm.read_config_around, glm.write_config, glm.LAYOUT
+        ("glm4",),
+        "Glm4ForCausalLM",
+        glm.read_config_around,
+        glm.write_config,
+        glm.LAYOUT,
+        scorer="Glm4ForSequenceClassification",
     ),
 )

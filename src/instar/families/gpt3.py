@@ -208,6 +208,13 @@ FAMILY = Family(
     gpt3,
     SIZES,
     options=("window",),
-    hub=HubFormat(("gpt2",), "GPT2LMHeadModel", read_config, write_config, LAYOUT),
+    hub=HubFormat(
+        ("gpt2",),
+        "GPT2LMHeadModel",
+        read_config,
+        write_config,
+        LAYOUT,
+        scorer="GPT2ForSequenceClassification",
+    ),
     gguf=GgufFormat("gpt2", GGUF_FIELDS, Layout(gguf_outer_tensors, gguf_layer_tensors)),
 )

@@ -144,5 +144,12 @@ FAMILY = Family(
     gpt_neo,
     SIZES,
     options=("window",),
-    hub=HubFormat(("gpt_neo",), "GPTNeoForCausalLM", read_config, write_config, LAYOUT),
+    hub=HubFormat(
+        ("gpt_neo",),
+        "GPTNeoForCausalLM",
+        read_config,
+        write_config,
+        LAYOUT,
+        scorer="GPTNeoForSequenceClassification",
+    ),
 )

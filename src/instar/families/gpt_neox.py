@@ -148,5 +148,12 @@ FAMILY = Family(
     "gpt_neox",
     gpt_neox,
     SIZES,
-    hub=HubFormat(("gpt_neox",), "GPTNeoXForCausalLM", read_config, write_config, LAYOUT),
+    hub=HubFormat(
+        ("gpt_neox",),
+        "GPTNeoXForCausalLM",
+        read_config,
+        write_config,
+        LAYOUT,
+        scorer="GPTNeoXForSequenceClassification",
+    ),
 )

@@ -127,5 +127,6 @@ FAMILY = Family(
         read_config,
         write_config,
         Layout(outer_tensors, layer_tensors, MASKS, prefix="transformer."),
+        scorer="GPTJForSequenceClassification",
     ),
 )

@@ -318,7 +318,14 @@ FAMILY = Family(
     "llama",
     llama,
     SIZES,
-    hub=HubFormat(("llama",), "LlamaForCausalLM", read_config, write_llama_config, LAYOUT),
+    hub=HubFormat(
+        ("llama",),
+        "LlamaForCausalLM",
+        read_config,
+        write_llama_config,
+        LAYOUT,
+        scorer="LlamaForSequenceClassification",
+    ),
     gguf=GgufFormat(
         "llama",
         GGUF_FIELDS,

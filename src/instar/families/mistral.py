@@ -39,5 +39,12 @@ FAMILY = Family(
     "mistral",
     mistral,
     options=("window",),
-    hub=HubFormat(("mistral",), "MistralForCausalLM", read_config, write_config, llama.LAYOUT),
+    hub=HubFormat(
+        ("mistral",),
+        "MistralForCausalLM",
+        read_config,
+        write_config,
+        llama.LAYOUT,
+        scorer="MistralForSequenceClassification",
+    ),
 )

@@ -60,5 +60,6 @@ FAMILY = Family(
         read_config,
         write_config,
         Layout(llama.outer_tensors, layer_tensors, llama.LAYOUT.ignored, llama.LAYOUT.prefix),
+        scorer="Olmo2ForSequenceClassification",
     ),
 )

@@ -142,5 +142,12 @@ FAMILY = Family(
     opt,
     SIZES,
     VARIANTS,
-    hub=HubFormat(("opt",), "OPTForCausalLM", read_config, write_config, LAYOUT),
+    hub=HubFormat(
+        ("opt",),
+        "OPTForCausalLM",
+        read_config,
+        write_config,
+        LAYOUT,
+        scorer="OPTForSequenceClassification",
+    ),
 )

@@ -39,5 +39,12 @@ def write_config(spec: ModelSpec) -> dict[str, Any]:
 FAMILY = Family(
     "qwen2",
     qwen2,
-    hub=HubFormat(("qwen2",), "Qwen2ForCausalLM", read_config, write_config, llama.LAYOUT),
+    hub=HubFormat(
+        ("qwen2",),
+        "Qwen2ForCausalLM",
+        read_config,
+        write_config,
+        llama.LAYOUT,
+        scorer="Qwen2ForSequenceClassification",
+    ),
 )

@@ -31,5 +31,12 @@ FAMILY = Family(
     "qwen3",
     qwen3,
     {},
-    hub=HubFormat(("qwen3",), "Qwen3ForCausalLM", read_config, llama.write_config, llama.LAYOUT),
+    hub=HubFormat(
+        ("qwen3",),
+        "Qwen3ForCausalLM",
+        read_config,
+        llama.write_config,
+        llama.LAYOUT,
+        scorer="Qwen3ForSequenceClassification",
+    ),
 )

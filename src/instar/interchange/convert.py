@@ -19,16 +19,15 @@ from instar.families.hub_config import HubConfig
 from instar.families.registry import FAMILIES
 from instar.interchange import safetensors
 from instar.interchange.card import ModelCard
-from instar.interchange.loading import find_checkpoint, read_card, refuse_reward_model
+from instar.interchange.loading import find_checkpoint, model_of, read_card
 from instar.interchange.parameters import (
     ForeignParameter,
     flatten,
-    match,
     tensors_to_write,
     unflatten,
 )
+from instar.interchange.score_head import BIAS, with_score, written_head
 from instar.interchange.sources import CONFIG, GENERATION_CONFIG, open_foreign
-from instar.models.language_model import LanguageModel
 from instar.models.spec import ModelSpec
 from instar.training.checkpoint_files import (
     CHECKPOINTS,
@@ -63,12 +62,14 @@ class ExportOptions:
     """A checkpoint becomes a folder that Hugging Face's transformers loads.
 
     `checkpoint` is a run's folder (its newest checkpoint) or the folder of one checkpoint; `to` a
-    new folder.
+    new folder. Of a reward model of several networks `member` says which, from 0 on. A score is
+    what transformers gives plus `score_bias` of config.json.
     """
 
     checkpoint: str
     to: str
     dtype: DType = "float32"
+    member: int | None = None
 
 
 def import_model(options: ImportOptions) -> None:
@@ -78,8 +79,7 @@ def import_model(options: ImportOptions) -> None:
       UserError: the source cannot be read, or the target is not empty; nothing is left behind.
     """
     foreign, target = open_foreign(Path(options.from_)), absolute(options.to)
-    model, dtype = LanguageModel(foreign.card.spec), jnp.dtype(options.dtype)
-    parameters = match(foreign.layout, model, foreign.stored, foreign.source)
+    parameters, dtype = foreign.parameters(model_of(foreign.card)), jnp.dtype(options.dtype)
     prints: list[bytes] = []
 
     def streamed(path: str, parameter: ForeignParameter) -> Streamed:
@@ -117,21 +117,37 @@ def export_model(options: ExportOptions) -> None:
     """Writes `options.to`, tensor by tensor.
 
     Raises:
-      UserError: there is no such checkpoint, transformers has no model like it, or the target is
-        not empty.
+      UserError: there is no such checkpoint or member of it, transformers has no model like it, or
+        the target is not empty.
     """
     checkpoint, target = find_checkpoint(options.checkpoint), Path(options.to)
     if checkpoint is None:
         raise UserError(f"{options.checkpoint} is no checkpoint: give a run's folder")
     card = read_card(checkpoint)
-    refuse_reward_model(checkpoint, card, "has no place in the formats of language models")
-    shapes = flatten(LanguageModel(card.spec).shapes)
+    model, stem = model_of(card), _stem_of_member(card, options)
+    shapes = flatten(model.shapes)
 
     def read(path: str) -> np.ndarray:
+        path = stem + path
         return read_parameter(checkpoint, tuple(path.split(".")), shapes[path])
 
     architecture = write_hub_folder(card, read, target, jnp.dtype(options.dtype))
     print(f"{checkpoint} -> {target} ({architecture}, {options.dtype})")
+
+
+def _stem_of_member(card: ModelCard, options: ExportOptions) -> str:
+    """What the paths of one network's parameters begin with."""
+    members, member = card.members, options.member
+    if members is None and member is not None:
+        raise UserError(f"{options.checkpoint} is a language model: leave --member out")
+    if members is None:
+        return ""
+    if (member is None and members > 1) or (member is not None and not 0 <= member < members):
+        raise UserError(
+            f"{options.checkpoint} is a reward model of {members}, and a folder holds one: give "
+            f"--member=N, with N from 0 to {members - 1}"
+        )
+    return f"member_{member or 0}."
 
 
 def write_hub_folder(
@@ -140,32 +156,49 @@ def write_hub_folder(
     """Writes a model as transformers stores it; returns the class that loads it.
 
     Args:
-      read: the parameter of a path; called once for each.
+      read: the parameter of a path, of a language model or of one network that scores; called once
+        for each.
 
     Raises:
       UserError: transformers has no model like it, or the target is not empty.
     """
     form, config = hub_format_of(card.spec)
-    placed = form.layout.tensors(card.spec)
-    shapes = {each.name: each.tensor.shape(each.sizes) for each in placed}
+    scores = card.spec.output == "scalar"
+    layout, architecture = form.layout, form.architecture
+    if scores:
+        layout, architecture = with_score(layout), form.scorer
+        config |= written_head(card)
+    placed = layout.tensors(card.spec)
+    shapes = {each.name: each.tensor.shape(each.sizes) for each in placed if each.name != BIAS}
+    head = {"architectures": [architecture], "model_type": form.model_types[0]}
     with _new_folder(absolute(target)) as folder:
         writer = safetensors.FolderWriter(Path(folder), shapes, dtype)
-        for name, tensor in tensors_to_write(form.layout, card.spec, read):
-            writer.write(name, tensor)
+        for name, tensor in tensors_to_write(layout, card.spec, read):
+            if name == BIAS:
+                config[BIAS] = float(tensor[0])
+            else:
+                writer.write(name, tensor)
         writer.close()
-        _write_configs(Path(folder), card, form, config, dtype.name)
-    return form.architecture
+        _write_configs(Path(folder), card, head, config, dtype.name)
+    return architecture
 
 
 def hub_format_of(spec: ModelSpec) -> tuple[HubFormat, dict[str, Any]]:
     """The format of transformers that says all of a spec, and its config's fields.
 
     What a family writes must read back as the very same spec: no feature is dropped in silence.
+    Of a spec that scores, this holds of all but the head.
 
     Raises:
       UserError: there is none.
     """
     formats = [family.hub for family in FAMILIES.values() if family.hub is not None]
+    if spec.output == "scalar":
+        formats = [form for form in formats if form.scorer is not None]
+        spec = spec.replace(output="logits")
+        names = ", ".join(form.scorer for form in formats)
+    else:
+        names = ", ".join(form.architecture for form in formats)
     for form in sorted(formats, key=lambda form: form.own_code):
         try:
             fields = form.write_config(spec)
@@ -175,7 +208,6 @@ def hub_format_of(spec: ModelSpec) -> tuple[HubFormat, dict[str, Any]]:
             continue  # of another kind altogether
         if found == spec:
             return form, fields
-    names = ", ".join(form.architecture for form in formats)
     raise UserError(
         f"no model of transformers that can be written is like this one (there are {names}): "
         "its layers combine what none of them combines"
@@ -183,7 +215,7 @@ def hub_format_of(spec: ModelSpec) -> tuple[HubFormat, dict[str, Any]]:
 
 
 def _write_configs(
-    folder: Path, card: ModelCard, form: HubFormat, fields: dict[str, Any], dtype: str
+    folder: Path, card: ModelCard, head: dict[str, Any], fields: dict[str, Any], dtype: str
 ) -> None:
     """config.json, generation_config.json, and the tokenizer with its chat template."""
     # Of one that is left out, and not null, transformers assumes what LLaMA's first tokenizer had.
@@ -194,7 +226,6 @@ def _write_configs(
         ids["eos_token_id"] = ids["eos_token_id"] or card.tokenizer.eos_id
         ids["pad_token_id"] = card.tokenizer.pad_id
         save_for_transformers(card.tokenizer, folder, card.chat_template)
-    head = {"architectures": [form.architecture], "model_type": form.model_types[0]}
     _write_json(folder / CONFIG, head | ids | fields | {"torch_dtype": dtype})
     _write_json(folder / GENERATION_CONFIG, ids)
 

@@ -188,7 +188,8 @@ def _missing(facts: Mapping[str, Any]) -> str | None:
 def _model_of(path: str, checkpoint: epath.Path | None) -> dict[str, Any]:
     """Shape and size of a model, by name."""
     if checkpoint is None:
-        spec, members = open_model(path).card.spec, None
+        card = open_model(path).card
+        spec, members = card.spec, card.members
     else:
         card = read_item(checkpoint, "model")
         spec, members = build(card["spec"], ModelSpec), card.get("members")

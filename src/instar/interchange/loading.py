@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from instar.errors import UserError
 from instar.interchange.card import ModelCard
 from instar.interchange.model import Model
-from instar.interchange.parameters import flatten, load_params, match
+from instar.interchange.parameters import flatten, load_params
 from instar.interchange.reward import LoadedRewardModel
 from instar.interchange.sources import digest_of_files, open_foreign
 from instar.models.language_model import LanguageModel, Params
@@ -32,7 +32,8 @@ def load(
 ) -> Model | LoadedRewardModel:
     """Loads a model from an Instar checkpoint, a Hugging Face folder or a GGUF file.
 
-    A checkpoint of the stage `reward` gives a `LoadedRewardModel`, everything else a `Model`.
+    A checkpoint of the stage `reward`, or a folder of a classifier with one label, gives a
+    `LoadedRewardModel`, everything else a `Model`.
 
     Args:
       path: a run's workdir (its newest checkpoint), the folder of one checkpoint, a folder with a
@@ -45,7 +46,7 @@ def load(
     """
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
     opened, dtype = open_model(path), jnp.dtype(dtype)
-    model = _model_of(opened.card, dtype, mesh)
+    model = _on_mesh(opened.card, dtype, mesh)
     params = opened.read(model, dtype, mesh)
     if isinstance(model, RewardModel):
         return LoadedRewardModel(opened.card, model, params, mesh)
@@ -94,10 +95,9 @@ def open_model(path: epath.PathLike) -> Opened:
         return Opened(read_card(checkpoint), lineage, read)
     foreign = open_foreign(Path(path))
 
-    def read_foreign(model: LanguageModel, dtype: jnp.dtype, mesh: Mesh) -> Params:
+    def read_foreign(model: LanguageModel | RewardModel, dtype: jnp.dtype, mesh: Mesh) -> Params:
         shardings = flatten(rules.param_shardings(mesh, model.axes, model.shapes))
-        parameters = match(foreign.layout, model, foreign.stored, foreign.source)
-        return load_params(parameters, dtype, shardings.__getitem__)
+        return load_params(foreign.parameters(model), dtype, shardings.__getitem__)
 
     lineage = {
         "stage": "import",
@@ -161,13 +161,16 @@ def read_params(
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def _model_of(card: ModelCard, dtype: jnp.dtype, mesh: Mesh) -> LanguageModel | RewardModel:
+def model_of(card: ModelCard, execution: Execution | None = None) -> LanguageModel | RewardModel:
+    """The pure functions of the model of a card."""
+    if card.members is None:
+        return LanguageModel(card.spec, execution)
+    return RewardModel(card.spec, card.members, execution)
+
+
+def _on_mesh(card: ModelCard, dtype: jnp.dtype, mesh: Mesh) -> LanguageModel | RewardModel:
     if dtype not in (jnp.float32, jnp.bfloat16):
         raise UserError(f"dtype must be float32 or bfloat16, not {dtype.name}")
-    execution = on_mesh(mesh, Execution(dtype=dtype))
-    if card.members is None:
-        model = LanguageModel(card.spec, execution)
-    else:
-        model = RewardModel(card.spec, card.members, execution)
+    model = model_of(card, on_mesh(mesh, Execution(dtype=dtype)))
     rules.check_divisible(mesh, model.axes, model.shapes)
     return model

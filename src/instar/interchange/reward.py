@@ -140,11 +140,17 @@ class LoadedRewardModel:
 
 
 def encoder_of(card: ModelCard) -> CompletionEncoder:
-    """What encodes for the model of a card that has a tokenizer and a chat template.
+    """What encodes prompts and completions for the model of a card.
 
     Raises:
-      UserError: the two do not go together.
+      UserError: it has no tokenizer or no chat template, or the two do not go together.
     """
+    for name, found in (("tokenizer", card.tokenizer), ("chat template", card.chat_template)):
+        if found is None:
+            raise UserError(
+                f"the model came without a {name}, and texts are encoded by it: add its files "
+                "(tokenizer.json, chat_template.jinja) to the folder of the model"
+            )
     return CompletionEncoder(card.tokenizer, ChatTemplate("of the model", card.chat_template))
 
 

@@ -1,5 +1,6 @@
 """Models that others made: a Hugging Face folder or a GGUF file, opened but not yet read."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,11 @@ from instar.families.layout import Layout
 from instar.families.registry import FAMILIES
 from instar.interchange import gguf_file, safetensors
 from instar.interchange.card import ModelCard
+from instar.interchange.parameters import ForeignParameter, match
+from instar.interchange.score_head import is_scorer, read_head, with_score
 from instar.interchange.tensors import StoredTensors
+from instar.models.language_model import LanguageModel
+from instar.models.reward_model import RewardModel
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
@@ -35,6 +40,17 @@ class ForeignModel:
     layout: Layout
     stored: StoredTensors
     source: Path
+
+    def parameters(self, model: LanguageModel | RewardModel) -> dict[str, ForeignParameter]:
+        """Where each parameter of `model` lies, by dotted path; a reward model is one network.
+
+        Raises:
+          UserError: a tensor is missing, has another shape, or is one too many.
+        """
+        if isinstance(model, LanguageModel):
+            return match(self.layout, model, self.stored, self.source)
+        found = match(self.layout, model.model, self.stored, self.source)
+        return {f"{model.names[0]}.{path}": each for path, each in found.items()}
 
 
 def open_foreign(path: Path) -> ForeignModel:
@@ -91,7 +107,12 @@ def _open_hub_folder(folder: Path) -> ForeignModel:
     stop_ids = tuple(_stop_ids(folder, fields, tokenizer))
     begins = tokenizer is not None and tokenizer.adds_bos
     card = ModelCard(spec, tokenizer, _chat_template(folder), stop_ids, begins)
-    return ForeignModel(card, family.hub.layout, safetensors.open_folder(folder), folder)
+    layout, stored = family.hub.layout, safetensors.open_folder(folder)
+    if is_scorer(fields):
+        stored = read_head(fields, family.hub, stored, folder / CONFIG)
+        card = dataclasses.replace(card, spec=spec.replace(output="scalar"), members=1)
+        layout = with_score(layout)
+    return ForeignModel(card, layout, stored, folder)
 
 
 def _family_of(fields: Mapping[str, Any], source: Path) -> Family:

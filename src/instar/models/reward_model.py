@@ -18,7 +18,7 @@ class RewardModel:
     The score of a text is read at its last token, the end token, which alone has seen all of it.
     Members that were trained on different draws disagree where the data does not tell what people
     prefer (Coste et al. 2023, section 4). `params` is {"member_0": {...}, ...}; `axes` and `shapes`
-    are trees of that form.
+    are trees of that form, and `names` its keys.
     """
 
     def __init__(self, spec: ModelSpec, members: int = 1, execution: Execution | None = None):
@@ -26,27 +26,27 @@ class RewardModel:
         self.members = members
         self.model = LanguageModel(self.spec, execution)
         self.execution = self.model.execution
-        self._names = [f"member_{index}" for index in range(members)]
-        self.axes = dict.fromkeys(self._names, self.model.axes)
-        self.shapes = dict.fromkeys(self._names, self.model.shapes)
+        self.names = [f"member_{index}" for index in range(members)]
+        self.axes = dict.fromkeys(self.names, self.model.axes)
+        self.shapes = dict.fromkeys(self.names, self.model.shapes)
 
     def init(self, key: jax.Array, initialization: Initialization | None = None) -> Params:
         """Fresh float32 parameters."""
         keys = jax.random.split(key, self.members)
         return {
             name: self.model.init(key, initialization)
-            for name, key in zip(self._names, keys, strict=True)
+            for name, key in zip(self.names, keys, strict=True)
         }
 
     def from_language(self, params: Params, key: jax.Array) -> Params:
         """Members with the body of a language model's parameters, each with a fresh head."""
         body = {name: value for name, value in params.items() if name != LANGUAGE_HEAD}
         fresh = self.init(key)
-        return {name: body | {SCORE_HEAD: fresh[name][SCORE_HEAD]} for name in self._names}
+        return {name: body | {SCORE_HEAD: fresh[name][SCORE_HEAD]} for name in self.names}
 
     def member(self, params: Params, index: int) -> Params:
         """The parameters of one member, those of `self.model`."""
-        return params[self._names[index]]
+        return params[self.names[index]]
 
     def scores(
         self,
@@ -69,7 +69,7 @@ class RewardModel:
         keys = [None] * self.members if key is None else jax.random.split(key, self.members)
         each = [
             self._score(params[name], tokens, lengths, dropout, key)
-            for name, key in zip(self._names, keys, strict=True)
+            for name, key in zip(self.names, keys, strict=True)
         ]
         return jnp.stack(each)
 
@@ -85,7 +85,7 @@ class RewardModel:
                 }
             }
 
-        each = zip(self._names, map(float, gain), map(float, offset), strict=True)
+        each = zip(self.names, map(float, gain), map(float, offset), strict=True)
         return {name: rescale(params[name], *values) for name, *values in each}
 
     def packed_scores(

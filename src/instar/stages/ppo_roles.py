@@ -67,8 +67,9 @@ def open_roles(config: PpoConfig, folder: epath.Path) -> Roles:
     for name, opened in (("reward.model", roles.reward), ("critic.parent", roles.critic)):
         if opened is not None and opened.card.members is None:
             raise UserError(f"{name} is a language model: name one that `instar reward` trained")
-    if roles.base is not None and roles.base.card.members is not None:
-        raise UserError("base is a reward model, and must be a language model")
+    for name, opened in (("parent", roles.parent), ("base", roles.base)):
+        if opened is not None and opened.card.members is not None:
+            raise UserError(f"{name} is a reward model, and must be a language model")
     return roles
 
 

@@ -8,7 +8,7 @@ from etils import epath
 from instar.data.dataset import TokenDataset
 from instar.errors import UserError
 from instar.interchange.card import ModelCard
-from instar.interchange.loading import Opened
+from instar.interchange.loading import Opened, refuse_reward_model
 from instar.interchange.parents import pin
 from instar.sharding.mesh import make_mesh
 from instar.sharding.processes import join_processes
@@ -71,6 +71,7 @@ def check_parent(config: SftConfig, parent: Opened, dataset: TokenDataset) -> No
             f"parent {config.parent} comes from stage {parent.lineage['stage']}, and sft goes on "
             f"from {', '.join(PARENTS)}"
         )
+    refuse_reward_model(config.parent, parent.card, "answers no dialogues")
     if dataset.chat_template is None:
         raise UserError(
             f"the data set {dataset.path} holds no dialogues: prepare it with sources.N.dialogue "
