@@ -62,6 +62,8 @@ EXPERTS = ModelSpec(
     ),
     final_norm=_RMS_NORM,
 )
+# Of twelve heads four have slopes that bfloat16 rounds, and so all that these are multiplied by.
+_ROUNDED = dataclasses.replace(_ALIBI.mixer, heads=12, alibi_rounded=True)
 # Every arrangement of a layer but the usual one, and all that may surround layers.
 _ONE_PLUS = Norm("rms", 1e-5, offset=1.0)
 _WHOLE_NORM = dataclasses.replace(_LOCAL.mixer, qk_norm=_RMS_NORM, qk_norm_over="all")
@@ -81,7 +83,7 @@ WIRED = ModelSpec(
         (
             1,
             (
-                dataclasses.replace(_ALIBI, arrangement="parallel"),
+                dataclasses.replace(_ALIBI, arrangement="parallel", mixer=_ROUNDED),
                 dataclasses.replace(_LOCAL, arrangement="shared"),
                 dataclasses.replace(_PARTIAL, arrangement="normed", residual_scale=1.7),
             ),

@@ -81,6 +81,12 @@ def alibi_slope(head: int, heads: int) -> float:
     return 2 ** (-8 * (2 * (head - power) + 1) / (2 * power))
 
 
+def bfloat16(x: float) -> float:
+    """x with eight significant binary digits, halves to even."""
+    fraction, exponent = math.frexp(x)
+    return math.ldexp(round(fraction * 256), exponent - 8)
+
+
 def visible(i: int, j: int, positions: np.ndarray, segments: np.ndarray, window) -> bool:
     """Whether query i sees key j of the same row."""
     if segments[j] == 0 or segments[i] != segments[j]:
@@ -129,7 +135,12 @@ def attention_row(x: np.ndarray, places, positions, segments: np.ndarray, spec, 
             logits = np.array([q[i, h] @ k[j, shared] * scale for j in seen])
             if spec.softcap is not None:
                 logits = spec.softcap * np.tanh(logits / spec.softcap)
-            if spec.alibi:
+            if spec.alibi_rounded:
+                # Falcon's code: (q.k + the bias of key j) / sqrt(d), the bias a bfloat16.
+                slope = bfloat16(alibi_slope(h, spec.heads))
+                biases = [bfloat16(slope * bfloat16(positions[j])) for j in seen]
+                logits = logits + scale * np.array(biases)
+            elif spec.alibi:
                 distances = np.array([positions[i] - positions[j] for j in seen])
                 logits = logits - alibi_slope(h, spec.heads) * distances
             weights = np.exp(logits - logits.max())

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.numpy_transformer import alibi_slope
+from models.numpy_transformer import alibi_slope, bfloat16
 
 from instar.models.attention import alibi_slopes, attend, visible
 
@@ -22,6 +22,7 @@ OPTIONS = {
     "prefix": {"prefix": [0, 4, 9]},
     "softcap": {"softcap": 1.5},
     "slopes": {"slopes": True},
+    "rounded slopes": {"slopes": True, "rounded": True, "scale": 0.3, "window": 7},
     "all": {"window": 4, "prefix": [2, 0, 3], "scale": 0.5, "softcap": 2.0, "slopes": True},
 }
 
@@ -40,7 +41,15 @@ def draw(seed: int, queries: int = QUERIES, keys: int = KEYS, heads: int = HEADS
     }
 
 
-def by_loops(inputs: dict, window=None, prefix=None, scale=None, softcap=None, slopes=None):
+def by_loops(
+    inputs: dict,
+    window=None,
+    prefix=None,
+    scale=None,
+    softcap=None,
+    slopes=None,
+    rounded=None,
+):
     """The contract word for word; and which queries see anything at all, bool [B, S]."""
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     heads, shared = q.shape[2], q.shape[2] // k.shape[2]
@@ -60,7 +69,10 @@ def by_loops(inputs: dict, window=None, prefix=None, scale=None, softcap=None, s
             logit *= 1 / math.sqrt(HEAD_DIM) if scale is None else scale
             if softcap is not None:
                 logit = softcap * math.tanh(logit / softcap)
-            if slopes:
+            if rounded:
+                slope = bfloat16(alibi_slope(h, heads))
+                logit += scale * bfloat16(slope * bfloat16(inputs["kv_positions"][b, j]))
+            elif slopes:
                 logit -= alibi_slope(h, heads) * distance
             logits.append(logit)
             values.append(v[b, j, h // shared])
@@ -71,7 +83,15 @@ def by_loops(inputs: dict, window=None, prefix=None, scale=None, softcap=None, s
     return out, sees
 
 
-def by_attend(inputs: dict, window=None, prefix=None, scale=None, softcap=None, slopes=None):
+def by_attend(
+    inputs: dict,
+    window=None,
+    prefix=None,
+    scale=None,
+    softcap=None,
+    slopes=None,
+    rounded=None,
+):
     return attend(
         **inputs,
         window=window,
@@ -79,6 +99,7 @@ def by_attend(inputs: dict, window=None, prefix=None, scale=None, softcap=None, 
         scale=scale,
         softcap=softcap,
         bias_slopes=alibi_slopes(inputs["q"].shape[2]) if slopes else None,
+        bias_rounded=rounded,
     )
 
 

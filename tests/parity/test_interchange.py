@@ -1,13 +1,16 @@
 """Transformers and Instar read each other's folders, and compute the same logits from them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 import readme_family
-from examples import packed_batch
+from examples import packed_batch, with_mixer
 from interchange_examples import SPECS, TEXTS, make_model
 
 import instar
+from instar.generation.sampling import SamplingConfig
 from instar.interchange.card import ModelCard
 from instar.interchange.convert import (
     ExportOptions,
@@ -55,6 +58,7 @@ OPT = _HEADS | {"hidden_size": 42, "ffn_dim": 55, "max_position_embeddings": 29}
 OPT |= {"word_embed_proj_dim": 42, "pad_token_id": 1}
 BLOOM = {"vocab_size": VOCAB, "hidden_size": 60, "n_layer": 3, "n_head": 6}
 FALCON = _HEADS | {"hidden_size": 48, "ffn_hidden_size": 55, "alibi": False}
+FALCON_RW = FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
 GROUPED = FALCON | {"new_decoder_architecture": True, "num_kv_heads": 3}
 NEOX = _HEADS | {"hidden_size": 60, "intermediate_size": 55, "rotary_pct": 0.4}
 GPTJ = {"vocab_size": VOCAB, "n_positions": 29, "n_embd": 48, "n_layer": 3, "n_head": 4}
@@ -147,10 +151,10 @@ def randomised(model):
     return model.eval()
 
 
-def build(family: str, options: dict):
+def build(family: str, options: dict, attention: str = "eager"):
     config = getattr(transformers, f"{family}Config")(**options)
     model = getattr(transformers, HEADS.get(family, f"{family}ForCausalLM"))
-    return randomised(model._from_config(config, attn_implementation="eager"))
+    return randomised(model._from_config(config, attn_implementation=attention))
 
 
 def tokens_of(length: int) -> np.ndarray:
@@ -199,6 +203,34 @@ def test_a_folder_of_transformers_gives_the_same_logits_and_comes_back(family, o
     for name, tensor in model.state_dict().items() if family != "CodeGen" else ():
         assert torch.equal(tensor, again.state_dict()[name]), name
     assert theirs(again, tokens_of(17)).tobytes() == theirs(model, tokens_of(17)).tobytes()
+
+
+@pytest.mark.parametrize(("heads", "width"), [(6, 48), (10, 60)])
+def test_falcon_rw(heads, width, tmp_path):
+    """Where its biases are rounded: from 256 tokens on, or at once where slopes are.
+
+    The reference is its code for scaled_dot_product_attention; the eager one adds the biases twice.
+    """
+    options = {"num_attention_heads": heads, "hidden_size": width, "max_position_embeddings": 400}
+    model = build("Falcon", FALCON_RW | options, "sdpa")
+    model.save_pretrained(tmp_path / "theirs")
+    ours, tokens = instar.load(tmp_path / "theirs"), tokens_of(340)
+    assert_same_logits(ours, model)
+    expected = theirs(model, tokens)
+    assert np.abs(np.asarray(ours(tokens)) - expected).max() < 2e-4
+    by_distance = with_mixer(ours.spec, alibi_rounded=False)
+    other = dataclasses.replace(ours, language_model=LanguageModel(by_distance))
+    assert np.abs(np.asarray(other(tokens)) - expected).max() > 1e-3
+
+    sampling = SamplingConfig(max_new_tokens=12, temperature=0.0)
+    (completion,) = ours.generate([tokens[0].tolist()], sampling=sampling)
+    whole = np.asarray([[*tokens[0], *completion.tokens]])
+    assert completion.tokens == theirs(model, whole)[0, 339:-1].argmax(-1).tolist()
+
+    import_model(ImportOptions(from_=str(tmp_path / "theirs"), to=str(tmp_path / "ours")))
+    export_model(ExportOptions(checkpoint=str(tmp_path / "ours"), to=str(tmp_path / "back")))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
+    assert theirs(again, tokens).tobytes() == expected.tobytes()
 
 
 def test_the_family_that_the_readme_adds(monkeypatch, tmp_path):
@@ -270,7 +302,7 @@ def test_smollm2_is_what_transformers_reads_from_the_same_file(smollm2):
         assert ids == tokenizer(prompt)["input_ids"]
         difference = np.abs(np.asarray(model([ids])) - theirs(reference, np.asarray([ids]))).max()
         assert difference < 2e-3
-    sampling = instar.generation.sampling.SamplingConfig(max_new_tokens=64, temperature=0.0)
+    sampling = SamplingConfig(max_new_tokens=64, temperature=0.0)
     completions = model.generate(PROMPTS, sampling=sampling)
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         ids = torch.asarray([model.tokenizer.encode(prompt)])

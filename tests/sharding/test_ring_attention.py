@@ -25,6 +25,7 @@ OPTIONS = {
         "window": 4,
         "bias_slopes": alibi_slopes(HEADS),
     },
+    "rounded slopes": {"scale": 0.31, "bias_slopes": alibi_slopes(HEADS), "bias_rounded": True},
 }
 
 

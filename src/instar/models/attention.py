@@ -86,6 +86,7 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
     bias_slopes: jax.typing.ArrayLike | None = None,
+    bias_rounded: bool | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) by positions and segments.
 
@@ -99,6 +100,7 @@ def attend(
       scale: multiplies q.k; 1/sqrt(D) where None.
       softcap: c gives c * tanh(logits / c) (Gemma 2, 2408.00118, section 2).
       bias_slopes: ALiBi's slope of each head [heads] (Press et al. 2022, eq. in section 3).
+      bias_rounded: whether its biases are those of Falcon RW (see `alibi`).
 
     Returns:
       [B, S, heads, D] in q's dtype.
@@ -112,18 +114,46 @@ def attend(
     rows = rows.reshape(batch, kv_heads, group * length, head_dim)
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
     logits = matmul(rows, k.mT, accumulate).reshape(batch, kv_heads, group, length, k.shape[2])
-    logits *= head_dim**-0.5 if scale is None else scale
+    scale = head_dim**-0.5 if scale is None else scale
+    logits *= scale
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     if bias_slopes is not None:
-        distance = kv_positions[:, None, :] - positions[:, :, None]
         slopes = jnp.asarray(bias_slopes, accumulate).reshape(kv_heads, group)
-        logits += slopes[:, :, None, None] * distance[:, None, None].astype(accumulate)
+        logits += alibi(slopes, positions, kv_positions, scale if bias_rounded else None)
     mask = visible(positions, kv_positions, segment_ids, kv_segment_ids, window, prefix_length)
     logits = jnp.where(mask[:, None, None], logits, MASKED)
     mixed = weighted_mean(logits.reshape(*rows.shape[:-1], k.shape[2]), v)
     mixed = mixed.reshape(batch, kv_heads, group, length, head_dim)
     return jnp.moveaxis(mixed, 3, 1).reshape(batch, length, heads, head_dim)
+
+
+def alibi(
+    slopes: jax.Array,
+    positions: jax.Array,
+    kv_positions: jax.Array,
+    rounded_scale: float | None = None,
+) -> jax.Array:
+    """What ALiBi adds to the logits: [B, kv_heads, group, S or 1, T], in the slopes' dtype.
+
+    Press et al. (2022, section 3): slope * (key - query). Falcon RW's code leaves the query out,
+    which a softmax does not notice, rounds the rest, slope * key, to bfloat16, which it does, and
+    scales that as it scales q.k.
+
+    Args:
+      slopes: [kv_heads, group]. positions: int [B, S]. kv_positions: int [B, T].
+      rounded_scale: the factor of q.k, for Falcon RW's form; None for the paper's.
+    """
+    slopes, keys = slopes[:, :, None, None], kv_positions[:, None, None, None, :]
+    if rounded_scale is None:
+        distance = keys - positions[:, None, None, :, None]
+        return slopes * distance.astype(slopes.dtype)
+    return rounded_scale * _bfloat16(_bfloat16(slopes) * _bfloat16(keys.astype(slopes.dtype)))
+
+
+def _bfloat16(x: jax.Array) -> jax.Array:
+    """x with the precision of bfloat16, which a compiler might leave out of two casts."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
 def alibi_slopes(heads: int) -> np.ndarray:

@@ -72,8 +72,9 @@ class Attention:
     """Multi-head attention; fewer `kv_heads` than `heads` is grouped-query attention.
 
     `window` w makes key j visible to query i iff 0 <= i - j < w. `alibi` adds Press et al.'s
-    linear biases. `scale` multiplies the logits and is 1/sqrt(head_dim) where None. `qk_norm` norms
-    queries and keys before they turn: each head's by itself, or the heads of a token as one vector.
+    linear biases; where `alibi_rounded`, in the form of Falcon RW (see `attention.alibi`). `scale`
+    multiplies the logits and is 1/sqrt(head_dim) where None. `qk_norm` norms queries and keys
+    before they turn: each head's by itself, or the heads of a token as one vector.
     """
 
     heads: int
@@ -86,6 +87,7 @@ class Attention:
     qk_norm_over: Literal["head", "all"] = "head"
     window: int | None = None
     alibi: bool = False
+    alibi_rounded: bool = False
     scale: float | None = None
     softcap: float | None = None
 
@@ -104,6 +106,8 @@ class Attention:
                     f"rotary positions need {number} of rotated elements in each head, and "
                     f"head_dim {self.head_dim} x fraction {self.rotary.fraction} gives {rotated:g}"
                 )
+        if self.alibi_rounded and not self.alibi:
+            raise UserError("alibi_rounded says how alibi is computed: set both or neither")
         if self.window is not None and self.window < 1:
             raise UserError(f"window must be at least 1, not {self.window}")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from instar.models.attention import MASKED, visible
+from instar.models.attention import MASKED, alibi, visible
 
 # Logits of so many queries and keys exist at a time. Large enough for matrix units, and small
 # enough that the memory of a row does not grow with the square of its length.
@@ -26,6 +26,7 @@ class Form:
     window: int | None
     scale: float
     softcap: float | None
+    bias_rounded: bool = False
 
 
 class Places(NamedTuple):
@@ -93,9 +94,9 @@ def _logits(
         bent = jnp.tanh(logits / form.softcap)
         logits, slope = form.softcap * bent, 1 - bent * bent
     if beside.slopes is not None:
-        distance = kv_at.positions[:, None, :] - at.positions[:, :, None]
-        slopes = beside.slopes.reshape(q.shape[1:3])[:, :, None, None]
-        logits += slopes * distance[:, None, None].astype(logits.dtype)
+        slopes = beside.slopes.astype(logits.dtype).reshape(q.shape[1:3])
+        scale = form.scale if form.bias_rounded else None
+        logits += alibi(slopes, at.positions, kv_at.positions, scale)
     places = (at.positions, kv_at.positions, at.segment_ids, kv_at.segment_ids)
     mask = visible(*places, form.window, beside.prefix_length)
     return logits, mask[:, None, None], slope

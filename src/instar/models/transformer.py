@@ -173,6 +173,7 @@ class Block(nnx.Module):
             scale=spec.scale,
             softcap=spec.softcap,
             bias_slopes=alibi_slopes(spec.heads) if spec.alibi else None,
+            bias_rounded=spec.alibi_rounded or None,
         )
         return self.mixer.out(mixed), cache
 

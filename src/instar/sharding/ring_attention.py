@@ -52,11 +52,13 @@ def ring_attention(mesh: Mesh) -> Attend:
         scale: float | None = None,
         softcap: float | None = None,
         bias_slopes: jax.typing.ArrayLike | None = None,
+        bias_rounded: bool | None = None,
     ) -> jax.Array:
         problem = uneven(mesh, q, k)
         if problem is not None:
             raise UserError(f"{problem}: change their number or the mesh")
-        form = Form(window, q.shape[-1] ** -0.5 if scale is None else scale, softcap)
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        form = Form(window, scale, softcap, bool(bias_rounded))
         slopes = bias_slopes
         if slopes is not None:
             slopes = jnp.asarray(slopes, jnp.promote_types(q.dtype, jnp.float32))
