@@ -46,8 +46,8 @@ class Engine:
     Programs are compiled for buckets of shapes and for nothing else: rows are a power of two (times
     the parts into which a mesh splits a batch); prompts are read in pieces of a power of two from
     16 to 512 tokens; the cache holds a power of two of tokens from 64 on, or all the positions of
-    the model. Rows that fill a bucket up are dead from the start. Settings, seeds, stop ids and
-    lengths are arrays.
+    the model, and of a layer with a window no more than that. Rows that fill a bucket up are dead
+    from the start. Settings, seeds, stop ids and lengths are arrays.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """The cache of keys and values: a pytree that carries its own positions and segments."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +13,26 @@ from instar.models.spec import Layer, ModelSpec
 LayerCache = tuple[jax.Array, jax.Array]
 
 
+class Keys(NamedTuple):
+    """Keys and values [B, T, kv_heads, D], and where their tokens are: int32 [B, T] each."""
+
+    k: jax.Array
+    v: jax.Array
+    positions: jax.Array
+    segment_ids: jax.Array
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
     """Keys and values of what was read so far, a slot for each token, right-padded by row.
 
-    `layers[group][layer of the period]` is (k, v), each [repeat, B, kv_heads, capacity, D]: in the
-    order in which the products of attention read them, so that a step copies nothing around.
-    `positions` and `segment_ids` are int32 [B, capacity]; segment 0 marks an empty slot, so that
-    the attention contract alone decides what is visible. `length` int32 [B] is the next free slot.
+    `layers[group][layer of the period]` is (k, v), each [repeat, B, kv_heads, size, D]: in the
+    order in which the products of attention read them, so that a step copies nothing around. Their
+    size is the capacity, or that of the layer's window where this is less: a ring of the last
+    tokens, of which number n of a row, from 0 on, lies at n mod size. `positions` and `segment_ids`
+    are int32 [B, capacity], of all tokens; segment 0 marks an empty slot, so that the attention
+    contract alone decides what is visible. `length` int32 [B] is the next free slot.
     `marks` int32 [B, ...] tell where a prefix ends (see `instar.models.prefix`), if there are any.
     """
 
@@ -49,7 +61,10 @@ def init_cache(
 
     def empty(repeat: int, layer: Layer) -> LayerCache:
         mixer = layer.mixer
-        shape = (repeat, batch, max(mixer.kv_heads, parts), capacity, mixer.head_dim)
+        # What a prefix shows to all of a text is no matter of distance.
+        windowed = mixer.window is not None and spec.prefix is None
+        size = min(mixer.window, capacity) if windowed else capacity
+        shape = (repeat, batch, max(mixer.kv_heads, parts), size, mixer.head_dim)
         return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
     zeros = jnp.zeros((batch, capacity), jnp.int32)
@@ -94,13 +109,50 @@ def write_layer(
 
 
 def read_layer(cache: LayerCache, index: jax.Array) -> LayerCache:
-    """The keys and values of the repetition `index`, each [B, capacity, kv_heads, D]."""
+    """The keys and values of the repetition `index`, each [B, size, kv_heads, D]."""
 
     def take(buffer: jax.Array) -> jax.Array:
         layer = jax.lax.dynamic_index_in_dim(buffer, index, axis=0, keepdims=False)
         return layer.swapaxes(1, 2)
 
     return take(cache[0]), take(cache[1])
+
+
+def extend_layer(
+    cache: KVCache, layer: LayerCache, index: jax.Array, slots: jax.Array, new: Keys
+) -> tuple[Keys, LayerCache]:
+    """What `new` tokens may see, themselves included, and the layer with them in it.
+
+    Args:
+      cache: of all layers, whose places are those after the new tokens (see `advance`).
+      layer: of all repetitions, of which this is number `index`.
+      slots: int32 [B, S], see `slots_for`.
+    """
+    size, capacity = layer[0].shape[3], cache.positions.shape[1]
+    if size == capacity:
+        written = write_layer(layer, index, slots, new.k, new.v)
+        return Keys(*read_layer(written, index), cache.positions, cache.segment_ids), written
+    after = cache.length[:, None]
+    lasting = (slots < capacity) & (slots >= after - size)
+    written = write_layer(layer, index, jnp.where(lasting, slots % size, size), new.k, new.v)
+    if slots.shape[1] == 1:
+        return Keys(*read_layer(written, index), *_places_in_ring(cache, size, after)), written
+    # Of several tokens the first see some whose slots the last take: the ring is read before.
+    before = after - (new.segment_ids > 0).sum(axis=1, keepdims=True, dtype=jnp.int32)
+    old = Keys(*read_layer(layer, index), *_places_in_ring(cache, size, before))
+    both = (jnp.concatenate([x, y.astype(x.dtype)], axis=1) for x, y in zip(old, new, strict=True))
+    return Keys(*both), written
+
+
+def _places_in_ring(cache: KVCache, size: int, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Positions and segments, int32 [B, size], in a ring of rows of `length` [B, 1] tokens."""
+    newest = length - 1
+    number = newest - (newest - jnp.arange(size)) % size  # below 0 where none has come yet
+    positions, segments = (
+        jnp.take_along_axis(x, jnp.maximum(number, 0), axis=1)
+        for x in (cache.positions, cache.segment_ids)
+    )
+    return positions, jnp.where(number >= 0, segments, 0)
 
 
 def advance(cache: KVCache, slots: jax.Array, positions: jax.Array, segments: jax.Array) -> KVCache:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from instar.models import spec as specs
 from instar.models.attention import Attend, alibi_slopes, attend
-from instar.models.cache import KVCache, LayerCache, read_layer, write_layer
+from instar.models.cache import Keys, KVCache, LayerCache, extend_layer
 from instar.models.experts import Dispatch, Experts, Statistics, dispatch_here
 from instar.models.layers import Attention, Mlp, Norm, Projection, Turns, turns_of
 from instar.models.parameters import Initialization, normal, param
@@ -155,20 +155,18 @@ class Block(nnx.Module):
         q, k, v = self.mixer.project(x, turns, context.execution.spread)
         q = constrain(q, ("batch", "sequence", "heads", None))
         k, v = (constrain(each, ("batch", "sequence", "kv_heads", None)) for each in (k, v))
-        kv_positions, kv_segment_ids = context.positions, context.segment_ids
+        keys = Keys(k, v, context.positions, context.segment_ids)
         compute = context.execution.attend if cache is None else attend
         if cache is not None:
-            cache = write_layer(cache, index, context.slots, k, v)
-            k, v = read_layer(cache, index)
-            kv_positions, kv_segment_ids = context.cache.positions, context.cache.segment_ids
+            keys, cache = extend_layer(context.cache, cache, index, context.slots, keys)
         mixed = compute(
             q,
-            k.astype(q.dtype),
-            v.astype(q.dtype),
+            keys.k.astype(q.dtype),
+            keys.v.astype(q.dtype),
             positions=context.positions,
-            kv_positions=kv_positions,
+            kv_positions=keys.positions,
             segment_ids=context.segment_ids,
-            kv_segment_ids=kv_segment_ids,
+            kv_segment_ids=keys.segment_ids,
             window=spec.window,
             scale=spec.scale,
             softcap=spec.softcap,
