@@ -92,10 +92,11 @@ def make_instar(job: dict) -> tuple[Run, dict]:
     from instar.sharding.inputs import place_rows
     from instar.sharding.mesh import make_mesh
     from instar.stages import ppo_config
-    from instar.stages.config import BatchConfig, LanguageExecutionConfig
+    from instar.stages.config import LanguageExecutionConfig
     from instar.stages.ppo_iteration import Iteration, Player
     from instar.stages.ppo_state import make_learners, make_state, make_template
     from instar.stages.run import make_execution
+    from instar.training.batch import BatchConfig
     from instar.training.flops import forward_flops_per_token, parameter_count
     from instar.training.hardware import measure_matmul_peak
     from instar.training.optimizer import OptimizerConfig, ScheduleConfig

@@ -84,7 +84,7 @@ def make_train_step(config: PretrainConfig, mesh: Mesh) -> TrainStep:
     step = make_step(
         make_loss(model, config, balance),
         optimizer,
-        make_schedule(config.schedule, config.steps),
+        make_schedule(config.schedule, config.steps, config.batch),
         learning_rate=config.optimizer.learning_rate,
         clip_norm=config.optimizer.clip_norm,
         settle=balance.settle,

@@ -1,15 +1,11 @@
 """The command line: what reaches a command, and how each way of failing looks from outside."""
 
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from instar import cli
-from instar.config import load
-
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 COUNTER = '''
 from dataclasses import dataclass, field
@@ -169,17 +165,6 @@ def test_the_real_commands_exist():
     for name in cli.COMMANDS:
         assert cli.main([name, "--help"]) == 0
         assert callable(cli.resolve(cli.COMMANDS[name].function))
-
-
-@pytest.mark.smoke
-@pytest.mark.parametrize(
-    "path",
-    sorted(path for path in CONFIGS.glob("*/*.py") if path.parent.name != "sweep"),
-    ids=lambda path: path.stem,
-)
-def test_every_config_that_is_shipped_fits_its_command(path):
-    command = {"data": "prepare"}.get(path.parent.name, path.parent.name)
-    load(str(path), [], cli.resolve(cli.COMMANDS[command].config))
 
 
 @pytest.mark.smoke

@@ -307,3 +307,63 @@ def test_a_broken_file_is_named(tmp_path, source, words):
         load(str(path), [], Stage)
     for word in ["broken.py", *words]:
         assert word in str(caught.value)
+
+
+# --- files that take an argument --------------------------------------------------------------
+
+OF_A_SIZE = """
+from typing import Literal
+
+from ml_collections import ConfigDict
+
+SIZES = {"125m": 600, "1.3b": 200}
+
+
+def get_config(size: Literal[*SIZES]):
+    return ConfigDict({"steps": SIZES[size]})
+"""
+OF_A_TEXT = OF_A_SIZE.replace("size: Literal[*SIZES]", 'size="125m"')
+
+
+@pytest.mark.parametrize(
+    ("source", "argument", "steps"),
+    [
+        (OF_A_SIZE, ":125m", 600),
+        (OF_A_SIZE, ":1.3b", 200),
+        (OF_A_TEXT, ":1.3b", 200),
+        (OF_A_TEXT, "", 600),
+        (
+            OF_A_SIZE.replace("size: Literal[*SIZES]", "size: int").replace("SIZES[size]", "size"),
+            ":7",
+            7,
+        ),
+    ],
+)
+def test_what_stands_behind_a_colon_is_the_argument_of_get_config(
+    tmp_path, source, argument, steps
+):
+    (tmp_path / "model.py").write_text(source)
+    assert load(f"{tmp_path}/model.py{argument}", [], Stage).steps == steps
+    assert load(f"{tmp_path}/model.py{argument}", [("steps", "5")], Stage).steps == 5
+
+
+@pytest.mark.parametrize(
+    ("source", "argument", "words"),
+    [
+        (OF_A_SIZE, "", ["model.py needs its size behind a colon: one of 125m, 1.3b"]),
+        (OF_A_SIZE, ":", ["size must be one of 125m, 1.3b, not ''"]),
+        (OF_A_SIZE, ":7b", ["model.py: size must be one of 125m, 1.3b, not '7b'"]),
+        (OF_A_TEXT, ":7b", ["line 10", "KeyError: '7b'"]),
+        (OF_A_SIZE.replace("size: Literal[*SIZES]", "size: int"), ":7b", ["size must be int"]),
+        (OF_A_SIZE.replace("size: L", "a, size: L"), ":7b", ["may take one argument at most"]),
+        (OF_A_SIZE.replace("size: Literal[*SIZES]", ""), ":7b", ["takes no argument", "':7b'"]),
+    ],
+)
+def test_an_argument_that_does_not_fit_is_named_beside_the_choices(
+    tmp_path, source, argument, words
+):
+    (tmp_path / "model.py").write_text(source)
+    with pytest.raises(UserError) as caught:
+        load(f"{tmp_path}/model.py{argument}", [], Stage)
+    for word in words:
+        assert word in str(caught.value)

@@ -1,8 +1,8 @@
 """The command line: ``instar COMMAND --config FILE --workdir DIR [--config.a.b=value ...]``.
 
-What trains takes a config file and a workdir; what uses a model takes options (``--model=PATH``).
-What a command leads to is imported only when it runs, so that ``--help`` and a mistyped command
-answer at once.
+What trains takes a config file (``FILE:ARGUMENT`` where that takes an argument) and a workdir; what
+uses a model takes options (``--model=PATH``). What a command leads to is imported only when it
+runs, so that ``--help`` and a mistyped command answer at once.
 """
 
 import dataclasses
@@ -124,12 +124,15 @@ def _parse(words: list[str]) -> _Options:
 # --- Help ---------------------------------------------------------------------------------------
 
 
+_CONFIG_WORDS = "--config FILE[:ARGUMENT] --workdir DIR [--config.FIELD=VALUE ...]"
+
+
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: instar COMMAND --config FILE --workdir DIR [--config.FIELD=VALUE ...]",
+            f"usage: instar COMMAND {_CONFIG_WORDS}",
             "       instar COMMAND --OPTION=VALUE ...",
             "       instar COMMAND --help",
             "       instar --version",
@@ -145,7 +148,7 @@ def _command_help(name: str, command: Command) -> str:
     schema = resolve(command.config)
     return "\n".join(
         [
-            f"usage: instar {name} --config FILE --workdir DIR [--config.FIELD=VALUE ...]",
+            f"usage: instar {name} {_CONFIG_WORDS}",
             "",
             f"{name} {command.summary}.",
             "",

@@ -1,17 +1,19 @@
 """From a config file and overrides to a checked, typed, frozen dataclass.
 
-A config file is Python with ``get_config() -> ml_collections.ConfigDict``. The *schema* of a
-command is a frozen dataclass that lives beside what it configures (`instar.schema` says what it
-may hold). Everything is checked before anything runs: a wrong key, type or value is one sentence
-(`UserError`), not a failure an hour later.
+A config file is Python with ``get_config() -> ml_collections.ConfigDict``, which may take one
+argument: ``gpt3.py:125m`` calls ``get_config("125m")``. The *schema* of a command is a frozen
+dataclass that lives beside what it configures (`instar.schema` says what it may hold). Everything
+is checked before anything runs: a wrong key, type or value is one sentence (`UserError`), not a
+failure an hour later.
 """
 
 import ast
 import contextlib
 import dataclasses
+import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +23,7 @@ from instar import schema as schemas
 from instar.errors import UserError
 from instar.schema import build, to_dict
 
-__all__ = ["build", "load", "run_file", "to_dict"]
+__all__ = ["build", "load", "run_file", "split_argument", "to_dict"]
 
 T = TypeVar("T")
 
@@ -30,7 +32,7 @@ def load(path: str, overrides: Sequence[tuple[str, str]], schema: type[T]) -> T:
     """Returns the config of file `path`, changed by `overrides`, as a `schema`.
 
     Args:
-      path: a Python file with ``get_config()``.
+      path: a Python file with ``get_config()``, and behind a colon the argument of that.
       overrides: (dotted key, text) pairs, applied in order. A text is read as a Python literal
         where the field's type takes it (``true`` and ``false`` also), else as a plain string. An
         integer in the key is an index into a tuple: ``("sources.0.path", "reviews.csv")``.
@@ -60,15 +62,23 @@ def _run_config_file(path: str) -> config_dict.ConfigDict:
     return config
 
 
+def split_argument(path: str) -> tuple[str, str | None]:
+    """``gpt3.py:125m`` as the file and the argument of its function; None where there is none."""
+    stem, mark, argument = path.partition(".py:")
+    return (f"{stem}.py", argument) if mark else (path, None)
+
+
 def run_file(path: str, function: str, what: str) -> Any:
     """Runs a Python file and returns what its `function` returns; of a generator, a list.
 
     Args:
+      path: the file, and behind a colon the argument of a function that takes one.
       what: the file is called in messages: "config" for "config file x.py".
 
     Raises:
-      UserError: it cannot be read, has no such function, or fails.
+      UserError: it cannot be read, has no such function, takes another argument, or fails.
     """
+    path, argument = split_argument(path)
     try:
         source = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -80,13 +90,44 @@ def run_file(path: str, function: str, what: str) -> Any:
         exec(compile(source, str(path), "exec"), namespace)
         if not callable(namespace.get(function)):
             raise UserError(f"{what} file {path} must define {function}()")
-        result = namespace[function]()
+        arguments = _arguments(namespace[function], argument, f"{what} file {path}")
+        result = namespace[function](*arguments)
         return list(result) if isinstance(result, types.GeneratorType) else result
     except UserError:
         raise
     except Exception as error:
         place = f"{what} file {path}, line {_line(error, str(path))}"
         raise UserError(f"{place}: {type(error).__name__}: {error}") from error
+
+
+def _arguments(function: Callable, argument: str | None, file: str) -> tuple[Any, ...]:
+    """What the function of a file is called with.
+
+    A parameter's annotation says what it may be, such as ``Literal["125m", "350m"]``; without one
+    it is any text.
+
+    Raises:
+      UserError: `argument` is missing, is one too many, or is none that the function takes.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    if len(parameters) > 1:
+        raise UserError(f"{file}: {function.__name__}() may take one argument at most")
+    if not parameters:
+        if argument is None:
+            return ()
+        raise UserError(f"{file} takes no argument: leave ':{argument}' behind it out")
+    (parameter,) = parameters
+    kind = typing.get_type_hints(function).get(parameter.name, str)
+    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    allowed = f"one of {', '.join(map(str, choices))}" if choices else schemas.type_name(kind)
+    if argument is None:
+        if parameter.default is not parameter.empty:
+            return ()
+        raise UserError(f"{file} needs its {parameter.name} behind a colon: {allowed}")
+    try:
+        return (schemas.convert(read_text(argument, kind), kind, parameter.name, base=None),)
+    except UserError:
+        raise UserError(f"{file}: {parameter.name} must be {allowed}, not {argument!r}") from None
 
 
 def _line(error: Exception, path: str) -> int | None:

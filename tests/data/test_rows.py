@@ -155,6 +155,16 @@ def test_epochs_count_what_was_drawn(dataset):
         assert rows.epochs(count) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("weights", [{}, {"large": 0.7, "small": 0.3}])
+def test_the_rows_of_epochs_read_each_source_so_often(dataset, weights):
+    """Of texts alone all sources count together; `tests/stages/test_sft.py` has dialogues."""
+    rows = training(dataset, **weights)
+    sizes = {n: s.pack_index("train", S).rows for n, s in dataset.sources.items()}
+    read = rows.epochs(rows.rows_of_epochs(200.0))
+    total = sum(read[name] * sizes[name] for name in sizes)
+    assert total == pytest.approx(200 * sum(sizes.values()), rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [({"lrage": 1.0}, "lrage"), ({"large": -1.0}, "negative"), ({"large": 0.0}, "nothing")],

@@ -12,7 +12,12 @@ import pytest
 from toys import Toy, draw_params, log_softmax, outputs_after
 
 from instar.generation.rollout import Trajectories, join
-from instar.reinforcement.config import AdaptiveKlConfig, ScoreConfig, UpdateConfig
+from instar.reinforcement.config import (
+    AdaptiveKlConfig,
+    BetaDecayConfig,
+    ScoreConfig,
+    UpdateConfig,
+)
 from instar.reinforcement.experience import Experience
 from instar.reinforcement.update import (
     Learner,
@@ -390,7 +395,11 @@ def test_an_iteration_is_its_updates_one_after_the_other():
 
 def test_a_critic_that_warms_up_leaves_the_policy_alone():
     start = given(step=0)
-    state, metrics = start.improved(SEVERAL)
+    # And a coefficient that decays goes by the iteration: the second of 5 is a quarter of the way.
+    decay = BetaDecayConfig(final=0.1, iterations=5)
+    config = dataclasses.replace(SEVERAL, adaptive_kl=None, beta_decay=decay)
+    state, metrics = start.improved(config)
+    assert metrics["beta"] == pytest.approx(0.3) and state.extras["beta"] == pytest.approx(0.25)
     assert_trees_equal(state.params, start.state.params)
     assert_trees_equal(state.opt_state["policy"], start.state.opt_state["policy"])
     moved = jax.tree.map(

@@ -230,6 +230,15 @@ def test_every_step_of_a_chain_that_is_shipped_fits_its_command(path, monkeypatc
         plan(step, "runs/quickstart")
 
 
+def test_a_step_takes_a_recipe_of_a_size(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    step = StepConfig("base", "pretrain", "configs/pretrain/opt.py:125m")
+    assert plan(step, "runs/x").told["model"]["size"] == "125m"
+    assert plan(step, "runs/x").words[1:3] == ("--config", "configs/pretrain/opt.py:125m")
+    with pytest.raises(UserError, match=r"step base: config file .* needs its size behind a colon"):
+        plan(StepConfig("base", "pretrain", "configs/pretrain/opt.py"), "runs/x")
+
+
 def test_paths_below_home_move_with_the_pipelines_workdir(tmp_path, run_config):
     config = StepConfig(
         "run",

@@ -22,11 +22,11 @@ from instar.models.reward_model import RewardModel
 from instar.objectives.preference import ranking_loss
 from instar.schema import build
 from instar.sharding.mesh import AXES, MeshConfig, make_mesh
-from instar.stages.config import BatchConfig
 from instar.stages.reward import make_loss, read_params, reward
 from instar.stages.reward_batches import ComparisonBatches
 from instar.stages.reward_config import NormaliseConfig, RewardConfig
 from instar.stages.run import make_layout
+from instar.training.batch import BatchConfig
 from instar.training.step import accumulate
 
 # Short, since the tokenizer of the small data set spells most words.

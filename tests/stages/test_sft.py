@@ -1,6 +1,8 @@
 """`instar sft`: from a model and prepared dialogues to one that answers, by the real commands."""
 
+import dataclasses
 import json
+import math
 import pathlib
 import random
 import shutil
@@ -10,9 +12,12 @@ import pytest
 from runs import final_fingerprint, instar, losses
 
 from instar import load
+from instar.config import load as config_of
 from instar.data.dataset import TokenDataset
 from instar.data.rows import TrainingRows
+from instar.errors import UserError
 from instar.generation.sampling import SamplingConfig
+from instar.stages.sft import SftConfig, count_steps
 
 DATA_CONFIG = """
 import ml_collections
@@ -127,6 +132,16 @@ def test_it_begins_with_the_parents_parameters(tuned, parent, chats, config):
     chosen = np.take_along_axis(log_probs, batch["targets"][..., None].astype(int), -1)[..., 0]
     expected = -(chosen * batch["weights"]).sum() / batch["weights"].sum()
     assert losses(config.parent / "once")[1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_epochs_count_the_dialogues_beside_which_text_is_read(config, chats):
+    config = config_of(str(config), [("steps", "None"), ("epochs", "2.5")], SftConfig)
+    rows = TokenDataset.open(chats).sources["chats"].pack_index("train", 48).rows
+    # Of ten rows nine are dialogues; a batch has eight.
+    assert count_steps(config, TokenDataset.open(chats)) == math.ceil(2.5 * rows / 0.9 / 8)
+    assert count_steps(dataclasses.replace(config, steps=7), TokenDataset.open(chats)) == 7
+    with pytest.raises(UserError, match="epochs must be positive"):
+        config_of(str(chats.parent / "sft.py"), [("epochs", "0")], SftConfig)
 
 
 def test_the_model_learns_to_answer_and_to_stop(tuned):

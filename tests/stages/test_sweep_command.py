@@ -409,6 +409,7 @@ def test_what_a_sweep_file_gives_becomes_plain(tmp_path):
 
 def test_the_command_is_that_of_the_configs_folder_or_the_one_given():
     assert command_of("configs/sft/x.py", None) == "sft"
+    assert command_of("configs/pretrain/x.py:a/b", None) == "pretrain"
     assert command_of("x.py", "pretrain") == "pretrain"
     with pytest.raises(UserError, match="--command is missing: the folder of config file"):
         command_of("configs/data/x.py", None)
@@ -431,3 +432,11 @@ def test_the_sweep_that_is_shipped_fits_the_quickstart(monkeypatch):
     for trial in planned:
         model = trial.step.told["model"]
         assert model["width"] % model["heads"] == 0
+
+
+def test_a_sweep_may_be_over_a_recipe_of_a_size(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = "configs/pretrain/gpt3.py:125m"
+    (trial,) = plan_trials([{"z_loss": 1e-4}], command_of(path, None), path, "runs/x")
+    assert (trial.step.told["model"]["size"], trial.step.told["z_loss"]) == ("125m", 1e-4)
+    assert trial.step.words[1:3] == ("--config", path)

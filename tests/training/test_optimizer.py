@@ -1,6 +1,7 @@
 """Optimisers and schedules, against NumPy, Optax's two-dimensional Muon and closed forms."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -13,6 +14,7 @@ from examples import random_params
 from instar.errors import UserError
 from instar.families import gpt3, llama
 from instar.models.language_model import LanguageModel
+from instar.training.batch import BatchConfig, RampConfig, rows_of_steps
 from instar.training.optimizer import (
     OptimizerConfig,
     ScheduleConfig,
@@ -228,6 +230,37 @@ def test_schedules_at_every_step(kind, warmup, decay_steps):
         assert found[end - 1] > 0.05
 
 
+def by_megatron(peak, low, warmup, decay, kind, rows_before, rows_after) -> float:
+    """Megatron-LM's learning rate in samples; of its warm-up, the value that a step ends with."""
+    if rows_before < warmup:
+        return peak * min(rows_after / warmup, 1)
+    if rows_before > decay:
+        return low
+    ratio = (rows_before - warmup) / (decay - warmup)
+    shape = (math.cos(math.pi * ratio) + 1) / 2 if kind == "cosine" else 1 - ratio
+    return low + shape * (peak - low)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear"])
+@pytest.mark.parametrize("ramp", [None, RampConfig(2, 2, 60)])
+@pytest.mark.parametrize(("warmup", "decay"), [(20, 150), (None, 90), (30, None)])
+def test_a_schedule_in_rows_follows_what_a_growing_batch_has_read(kind, ramp, warmup, decay):
+    batch, steps = BatchConfig(8, None, ramp), 30
+    config = ScheduleConfig(kind, warmup_rows=warmup, decay_rows=decay)
+    config.check()
+    schedule = make_schedule(config, steps, batch)
+    read = [0, *itertools.accumulate(itertools.islice(rows_of_steps(batch), steps))]
+    end = decay or read[-1]
+    expected = [by_megatron(1, 0.1, warmup or 0, end, kind, *read[s : s + 2]) for s in range(steps)]
+    np.testing.assert_allclose(schedule(jnp.arange(steps)), expected, rtol=1e-5)
+
+
+def test_a_warm_up_by_a_share_of_the_steps_is_rounded_up():
+    found = make_schedule(ScheduleConfig("cosine", warmup_fraction=0.03), 110)
+    expected = make_schedule(ScheduleConfig("cosine", warmup_steps=4), 110)
+    np.testing.assert_array_equal(found(jnp.arange(110)), expected(jnp.arange(110)))
+
+
 def test_schedules_do_not_lose_precision_in_a_long_run():
     schedule = make_schedule(ScheduleConfig("linear", warmup_steps=2000), 10_000_000)
     for step in (0, 1999, 2000, 5_000_000, 9_999_999):
@@ -247,6 +280,11 @@ def test_schedules_do_not_lose_precision_in_a_long_run():
 def test_a_warm_up_that_leaves_no_room_is_refused(config, steps):
     with pytest.raises(UserError, match="warmup_steps"):
         make_schedule(config, steps)
+
+
+def test_a_warm_up_in_rows_that_leaves_no_room_is_refused():
+    with pytest.raises(UserError, match=r"warmup_rows \(80\) must be smaller than rows \(80\)"):
+        make_schedule(ScheduleConfig("cosine", warmup_rows=80), 10, BatchConfig(8))
 
 
 def test_a_warm_up_up_to_the_decay_is_accepted():
@@ -283,6 +321,13 @@ def test_clipping_a_zero_gradient_keeps_it_zero():
         (OptimizerConfig(clip_norm=0.0), "optimizer.clip_norm"),
         (ScheduleConfig(warmup_steps=-1), "schedule.warmup_steps must not be negative"),
         (ScheduleConfig(warmup_steps=5, decay_steps=5), r"schedule.decay_steps \(5\) must be"),
+        (ScheduleConfig(warmup_rows=-1), "schedule.warmup_rows must not be negative"),
+        (ScheduleConfig(warmup_rows=5, decay_rows=5), r"schedule.decay_rows \(5\) must be"),
+        (ScheduleConfig(warmup_rows=5, decay_steps=9), "all in rows or all in steps"),
+        (ScheduleConfig(warmup_steps=5, decay_rows=9), "all in rows or all in steps"),
+        (ScheduleConfig(decay_rows=9, warmup_fraction=0.1), "all in rows or all in steps"),
+        (ScheduleConfig(warmup_steps=1, warmup_fraction=0.1), "exclude each other"),
+        (ScheduleConfig(warmup_fraction=1.0), "schedule.warmup_fraction"),
         (ScheduleConfig(final_fraction=1.5), "schedule.final_fraction"),
         (ScheduleConfig("wsd", decay_fraction=0.0), "schedule.decay_fraction"),
     ],

@@ -340,6 +340,27 @@ def test_dropout_keeps_the_mean_and_its_rate():
     assert dropout(x, 0.0, None) is x
 
 
+def test_embeddings_may_have_a_dropout_of_their_own():
+    """Where the branches write nothing, a model is its embeddings alone."""
+    model, params = shared().model, shared().fresh().params
+    layer = params["group_0"]["layer_0"]
+    silent = {
+        "mixer": {"out": jax.tree.map(jnp.zeros_like, layer["mixer"]["out"])},
+        "mlp": {"down": jax.tree.map(jnp.zeros_like, layer["mlp"]["down"])},
+    }
+    layer = layer | {name: layer[name] | parts for name, parts in silent.items()}
+    params = params | {"group_0": {"layer_0": layer}}
+
+    def hidden(params: dict, dropout: float, embedding_dropout: float | None) -> np.ndarray:
+        rates = {"dropout": dropout, "embedding_dropout": embedding_dropout}
+        return model.apply(params, rows(0, 2)["tokens"], key=jax.random.key(0), **rates)[0]
+
+    whole = hidden(params, 0.0, None)
+    assert equal(hidden(params, 0.5, 0.0), whole)
+    assert not equal(hidden(params, 0.5, None), whole)
+    assert equal(hidden(params, 0.0, 0.5), hidden(params, 0.5, None))
+
+
 def test_evaluation_has_no_dropout():
     model, params = shared().model, shared().fresh().params
     apply = jax.jit(lambda key: model.apply(params, rows(0, 2)["tokens"], key=key)[0])

@@ -1,5 +1,6 @@
 """Rows of packed tokens by number: for training an endless shuffled mixture, held out in order."""
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -141,6 +142,16 @@ class TrainingRows:
         block = numbers // BLOCK
         keys = _keys_of(block.tolist(), lambda b: (self._seed, "block", b))
         return block, permute(numbers % BLOCK, BLOCK, keys)
+
+    def rows_of_epochs(self, epochs: float) -> int:
+        """How many rows make up so many epochs of the dialogues; of all sources where none has any.
+
+        Rows of plain text that come between the dialogues count as rows, and not as epochs.
+        """
+        chosen = np.array([source.targets is not None for source in self._sources])
+        chosen |= not chosen.any()
+        rows = np.array([index.rows for index in self._indexes])
+        return math.ceil(epochs * rows[chosen].sum() * BLOCK / self._slots[chosen].sum())
 
     def epochs(self, count: int) -> dict[str, float]:
         """How many epochs of each source the first `count` rows make up."""

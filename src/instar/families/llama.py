@@ -21,12 +21,31 @@ from instar.models.spec import (
     Rotary,
 )
 
-# Layers, width, heads, width of the MLP.
+# Layers, width, heads, width of the MLP. "2-" is LLaMA 2 (Touvron et al. 2023, 2307.09288; the one
+# of 34B was published as Code Llama's, 2308.12950), "3-" Llama 3 (2407.21783, table 3).
 SIZES: dict[str, tuple[int, int, int, int]] = {
     "7b": (32, 4096, 32, 11008),
     "13b": (40, 5120, 40, 13824),
     "33b": (60, 6656, 52, 17920),
     "65b": (80, 8192, 64, 22016),
+    "2-7b": (32, 4096, 32, 11008),
+    "2-13b": (40, 5120, 40, 13824),
+    "2-34b": (48, 8192, 64, 22016),
+    "2-70b": (80, 8192, 64, 28672),
+    "3-8b": (32, 4096, 32, 14336),
+    "3-70b": (80, 8192, 64, 28672),
+    "3-405b": (126, 16384, 128, 53248),
+}
+_SECOND = {"norm_epsilon": 1e-5}
+_THIRD = _SECOND | {"kv_heads": 8, "rope_theta": 500_000.0}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "2-7b": _SECOND,
+    "2-13b": _SECOND,
+    "2-34b": _SECOND | {"kv_heads": 8},
+    "2-70b": _SECOND | {"kv_heads": 8},
+    "3-8b": _THIRD,
+    "3-70b": _THIRD,
+    "3-405b": _THIRD,
 }
 
 
@@ -318,6 +337,7 @@ FAMILY = Family(
     "llama",
     llama,
     SIZES,
+    VARIANTS,
     hub=HubFormat(
         ("llama",),
         "LlamaForCausalLM",

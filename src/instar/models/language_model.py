@@ -56,6 +56,7 @@ class LanguageModel:
         segment_ids: jax.Array | None = None,
         cache: KVCache | None = None,
         dropout: float = 0.0,
+        embedding_dropout: float | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict]:
         """The hidden states that the head reads.
@@ -64,6 +65,7 @@ class LanguageModel:
           tokens: int [B, S]; `positions` and `segment_ids` likewise, by default 0.. and all 1.
           cache: keys and values of earlier tokens; the new ones are added to it.
           dropout: rate on the embeddings and on both residual branches; needs `key`.
+          embedding_dropout: that on the embeddings, where it is another.
 
         Returns:
           hidden [B, S, embed] in the compute dtype, and `aux`: "cache" where one was given, and
@@ -95,8 +97,11 @@ class LanguageModel:
         if cache is not None:
             slots = slots_for(cache, segment_ids)
             cache = advance(cache, slots, positions, segment_ids)
-        context = Context(positions, segment_ids, self.execution, cache, slots, dropout, places)
-        key = key if dropout else None
+        of_embeddings = dropout if embedding_dropout is None else embedding_dropout
+        context = Context(
+            positions, segment_ids, self.execution, cache, slots, dropout, of_embeddings, places
+        )
+        key = key if dropout or of_embeddings else None
         hidden, cache, routing = nnx.merge(self._graphdef, params)(tokens, context, key)
         aux = {"cache": cache} if cache is not None else {}
         return hidden, aux | ({"routing": routing} if routing else {})

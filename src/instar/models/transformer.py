@@ -107,6 +107,7 @@ class Context:
     cache: KVCache | None = None
     slots: jax.Array | None = None
     dropout: float = 0.0
+    embedding_dropout: float = 0.0
     places: jax.Array | None = None
     turns: dict[HeadKind, Turns] = dataclasses.field(default_factory=dict)
 
@@ -373,7 +374,7 @@ class Transformer(nnx.Module):
             keys = jax.random.split(key, len(keys))
         places = context.positions if context.places is None else context.places
         x = self.embed(tokens, places, context.execution)
-        x = dropout(x, context.dropout, keys[-1])
+        x = dropout(x, context.embedding_dropout, keys[-1])
         context = dataclasses.replace(context, turns=self.turns(context))
         cache, written, routing = context.cache, [], {}
         for i, (repeat, _) in enumerate(self.spec.layers):

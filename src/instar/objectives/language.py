@@ -31,6 +31,7 @@ def _sums(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> dict[str
     return {
         "nats": jnp.sum(weights * (log_z - chosen)),
         "log_z_squared": jnp.sum(weights * jnp.square(log_z)),
+        "max_logit_squared": jnp.sum(weights * jnp.square(jnp.max(logits, axis=-1))),
         "weight": jnp.sum(weights),
     }
 
@@ -55,7 +56,9 @@ def next_token_sums(
 
     Returns:
       Scalars: `nats`, the sum of -log p(target); `log_z_squared`, the sum of squared log
-      normalisers (for the z-loss of PaLM, section 5); and `weight`, the sum of the weights.
+      normalisers (for the z-loss of PaLM, section 5); `max_logit_squared`, the sum of squared
+      largest logits (for the max-z loss of Baichuan 2, 2309.10305, section 2.4); and `weight`, the
+      sum of the weights.
 
     Raises:
       ValueError: `chunk` does not divide S.

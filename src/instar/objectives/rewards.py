@@ -51,6 +51,17 @@ def adaptive_beta(
     return beta * (1 + error * batch / horizon)
 
 
+def decayed_beta(
+    iteration: jax.Array | int, first: float, final: float, iterations: int
+) -> jax.Array:
+    """The KL coefficient of an iteration (from 0) that falls linearly and then stays.
+
+    Iteration 0 has `first`, and iteration `iterations` - 1 and those behind it have `final`.
+    """
+    done = jnp.minimum(iteration / (iterations - 1), 1.0)
+    return first + done * (final - first)
+
+
 def shape_rewards(
     scores: jax.Array,
     log_probs: jax.Array,

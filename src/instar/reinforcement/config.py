@@ -21,6 +21,21 @@ class AdaptiveKlConfig:
 
 
 @dataclass(frozen=True)
+class BetaDecayConfig:
+    """A coefficient that falls linearly to `final`, which iteration number `iterations` has."""
+
+    final: float
+    iterations: int
+
+    def check(self) -> None:
+        if self.final < 0 or self.iterations < 2:
+            raise UserError(
+                f"beta_decay.final ({self.final}) must not be negative, and beta_decay.iterations "
+                f"({self.iterations}) at least 2"
+            )
+
+
+@dataclass(frozen=True)
 class ScoreConfig:
     """What becomes of scores before they are rewards, in this order.
 
@@ -48,7 +63,7 @@ class UpdateConfig:
     """How an iteration's responses change policy and critic.
 
     Attributes:
-      beta: the KL coefficient; with `adaptive_kl` the first one.
+      beta: the KL coefficient; with `adaptive_kl` or `beta_decay` the first one.
       gamma, lam: discount and decay of generalised advantage estimation.
       clip, value_clip: of the policy's ratio and of the critic's move (None: free).
       dual_clip: bounds the loss of a negative advantage (None: not).
@@ -66,6 +81,7 @@ class UpdateConfig:
 
     beta: float = 0.05
     adaptive_kl: AdaptiveKlConfig | None = None
+    beta_decay: BetaDecayConfig | None = None
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     gamma: float = 1.0
     lam: float = 0.95
@@ -94,6 +110,8 @@ class UpdateConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"update.{name} must be positive, not {value}")
+        if self.adaptive_kl is not None and self.beta_decay is not None:
+            raise UserError("update.adaptive_kl and update.beta_decay exclude each other")
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise UserError(f"update.dual_clip must be above 1, not {self.dual_clip}")
         if self.epochs < 1 or self.minibatch < 1:

@@ -14,7 +14,7 @@ from instar.objectives import masked
 from instar.objectives.language import next_token_sums, token_log_probs
 from instar.objectives.policy import importance_weights, ppo_policy_loss, ppo_value_loss
 from instar.objectives.responses import adjust_scores, length_mask
-from instar.objectives.rewards import adaptive_beta, gae, kl, shape_rewards
+from instar.objectives.rewards import adaptive_beta, decayed_beta, gae, kl, shape_rewards
 from instar.reinforcement.config import UpdateConfig
 from instar.reinforcement.experience import Experience, Networks, response_hidden
 from instar.training.optimizer import Schedule, clip_by_norm
@@ -133,6 +133,10 @@ def make_improve(
                 beta, metrics["kl"], len(scores), adaptive.target, adaptive.horizon
             )
             extras["beta"] = jnp.where(jnp.isfinite(moved), moved, beta)
+        if config.beta_decay is not None:
+            decay = config.beta_decay
+            moved = decayed_beta(state.step + 1, config.beta, decay.final, decay.iterations)
+            extras["beta"] = moved.astype(beta.dtype)
         if ema is not None:
             extras["ema"] = jax.tree.map(
                 lambda old, new: ema * old + (1 - ema) * new, extras["ema"], params[POLICY]

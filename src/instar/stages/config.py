@@ -12,6 +12,7 @@ from instar.sharding.attention import AttentionName
 from instar.sharding.mesh import MeshConfig
 from instar.stages.presets import with_preset
 from instar.training.balance import RouterConfig
+from instar.training.batch import BatchConfig
 from instar.training.checkpoint import CheckpointConfig
 from instar.training.failure import FailureConfig
 from instar.training.metrics import LoggingConfig
@@ -28,47 +29,6 @@ class DataConfig:
     path: str
     sequence_length: int
     weights: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RampConfig:
-    """A batch that grows linearly from `start` rows, by `increment`, over the first `rows` rows."""
-
-    start: int
-    increment: int
-    rows: int
-
-
-@dataclass(frozen=True)
-class BatchConfig:
-    """Rows of a step, and how many of them are on the mesh at once (None: all)."""
-
-    size: int
-    microbatch: int | None = None
-    ramp: RampConfig | None = None
-
-    def check(self) -> None:
-        micro = self.microbatch or self.size
-        if self.size < 1 or micro < 1 or self.size % micro:
-            raise UserError(
-                f"batch.size ({self.size}) must be a positive multiple of "
-                f"batch.microbatch ({micro})"
-            )
-        ramp = self.ramp
-        if ramp is None:
-            return
-        for name in ("start", "increment"):
-            value = getattr(ramp, name)
-            if value < 1 or value % micro:
-                raise UserError(
-                    f"batch.ramp.{name} ({value}) must be a positive multiple of "
-                    f"batch.microbatch ({micro})"
-                )
-        if ramp.start > self.size or ramp.rows < 1:
-            raise UserError(
-                f"batch.ramp must start at no more than batch.size ({self.size}) rows and last "
-                "for at least one row"
-            )
 
 
 @dataclass(frozen=True)
@@ -145,17 +105,25 @@ class RunConfig:
         if self.steps is not None:
             if self.steps < 1:
                 raise UserError(f"steps must be at least 1, not {self.steps}")
-            make_schedule(self.schedule, self.steps)
+            make_schedule(self.schedule, self.steps, self.batch)
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig(RunConfig):
-    """What every stage that predicts tokens is told."""
+    """What every stage that predicts tokens is told.
+
+    `dropout` is on the residual branches and on the embeddings; `embedding_dropout` is what the
+    latter have instead, where it is not None. `z_loss` weights the squared log normaliser (PaLM,
+    Chowdhery et al. 2022, section 5), `max_z_loss` the squared largest logit (Baichuan 2,
+    2309.10305, section 2.4).
+    """
 
     data: DataConfig
+    embedding_dropout: float | None = None
     z_loss: float = 0.0
+    max_z_loss: float = 0.0
     router: RouterConfig = field(default_factory=RouterConfig)
     execution: LanguageExecutionConfig = field(default_factory=LanguageExecutionConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -171,5 +139,8 @@ class LanguageConfig(RunConfig):
             raise UserError(
                 f"execution.loss_chunk ({chunk}) must divide data.sequence_length ({length})"
             )
-        if self.z_loss < 0:
-            raise UserError(f"z_loss must not be negative ({self.z_loss})")
+        for name in ("z_loss", "max_z_loss"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative ({getattr(self, name)})")
+        if self.embedding_dropout is not None and not 0 <= self.embedding_dropout < 1:
+            raise UserError(f"embedding_dropout must be in [0, 1), not {self.embedding_dropout}")

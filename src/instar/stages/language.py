@@ -30,10 +30,10 @@ from instar.stages.run import (
     check_attention,
     make_execution,
     make_layout,
-    rows_of_steps,
     run,
 )
 from instar.training.balance import Balance
+from instar.training.batch import rows_of_steps
 from instar.training.flops import parameter_count, train_flops_per_token
 from instar.training.loop import Evaluation, Position
 from instar.training.state import TrainState
@@ -140,7 +140,11 @@ def make_model(
 
 
 def make_loss(model: LanguageModel, config: LanguageConfig, balance: Balance) -> LossSums:
-    """Sum over a microbatch of -log p(target) + z_loss * (log Z)^2, and what routers add."""
+    """The function that sums the loss over the targets of a microbatch.
+
+    Of a target it is -log p + z_loss * (log Z)^2 + max_z_loss * (the largest logit)^2, and what
+    routers add.
+    """
 
     def loss_sums(params: dict, frozen: None, batch: dict, key: jax.Array) -> tuple:
         hidden, aux = model.apply(
@@ -149,6 +153,7 @@ def make_loss(model: LanguageModel, config: LanguageConfig, balance: Balance) ->
             positions=batch["positions"],
             segment_ids=batch["segment_ids"],
             dropout=config.dropout,
+            embedding_dropout=config.embedding_dropout,
             key=key,
         )
         sums = next_token_sums(
@@ -160,6 +165,8 @@ def make_loss(model: LanguageModel, config: LanguageConfig, balance: Balance) ->
         )
         routers, reported = balance.losses(aux, sums["weight"])
         loss = sums["nats"] + config.z_loss * sums["log_z_squared"] + routers
+        if config.max_z_loss:  # its gradient costs a pass over the logits
+            loss += config.max_z_loss * sums["max_logit_squared"]
         return loss, {"loss": sums["nats"], "weight": sums["weight"]} | reported
 
     return loss_sums

@@ -29,7 +29,7 @@ def make_learners(config: PpoConfig, networks: Networks) -> dict[str, Learner]:
         name: Learner(
             optimizer.learning_rate,
             make_optimizer(optimizer, model.axes),
-            make_schedule(schedule, config.steps),
+            make_schedule(schedule, config.steps, config.batch),
             optimizer.clip_norm,
         )
         for name, (optimizer, schedule, model) in settings.items()

@@ -1,5 +1,7 @@
 """Stage 1: next-token prediction on raw text."""
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 
 from etils import epath
@@ -13,18 +15,37 @@ from instar.sharding.mesh import make_mesh
 from instar.sharding.processes import join_processes
 from instar.stages.config import LanguageConfig
 from instar.stages.language import Start, make_model, run_stage
+from instar.training.batch import steps_of_rows
 from instar.training.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(LanguageConfig):
-    """Everything that `instar pretrain` is told."""
+    """Everything that `instar pretrain` is told.
+
+    `steps` are, where they are None, as many as read `tokens` tokens.
+    """
 
     model: ModelConfig
+    steps: int | None = None
+    tokens: int | None = None
     initialization: Initialization = field(default_factory=Initialization)
 
+    def with_steps(self) -> "PretrainConfig":
+        """The same with its number of steps."""
+        if self.steps is not None:
+            return self
+        rows = math.ceil(self.tokens / self.data.sequence_length)
+        return dataclasses.replace(self, steps=steps_of_rows(self.batch, rows))
+
     def check(self) -> None:
+        if self.steps is None and self.tokens is None:
+            raise UserError("steps: this field is required, or tokens in its place")
+        if self.tokens is not None and self.tokens < 1:
+            raise UserError(f"tokens must be at least 1, not {self.tokens}")
         super().check()
+        if self.steps is None:
+            self.with_steps().check()
         length, positions = self.data.sequence_length, self.model.max_positions
         if positions is not None and length > positions:
             raise UserError(
@@ -40,6 +61,7 @@ def pretrain(config: PretrainConfig, workdir: str) -> TrainState:
       RunError: the run cannot go on.
     """
     join_processes()
+    config = config.with_steps()
     dataset = TokenDataset.open(config.data.path)
     tokenizer = dataset.tokenizer
     spec = build_spec(

@@ -11,8 +11,7 @@ from instar.data.preferences import Comparisons
 from instar.data.text_rows import TextRows, pack_texts
 from instar.sharding.inputs import BatchLayout
 from instar.sharding.rules import batch_sharding, batch_shards, replicated
-from instar.stages.config import BatchConfig
-from instar.stages.run import rows_of_steps
+from instar.training.batch import BatchConfig, rows_of_steps
 from instar.training.loop import Position
 
 # A batch gets so many rows more than its texts fill on average, and those too few, as many again.

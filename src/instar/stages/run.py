@@ -19,8 +19,9 @@ from instar.sharding import rules
 from instar.sharding.attention import choose_attention
 from instar.sharding.execution import on_mesh
 from instar.sharding.inputs import BatchLayout
-from instar.stages.config import BatchConfig, RunConfig
+from instar.stages.config import RunConfig
 from instar.training.agreement import first_before_others
+from instar.training.batch import BatchConfig
 from instar.training.hardware import Peak, describe_hardware, peak_of_devices
 from instar.training.loop import Evaluation, LoopConfig, Position, Stage, train
 from instar.training.optimizer import make_optimizer, make_schedule
@@ -93,7 +94,7 @@ def run(config: RunConfig, folder: epath.Path, mesh: Mesh, recipe: Recipe) -> Tr
     step = make_step(
         recipe.loss,
         optimizer,
-        make_schedule(config.schedule, config.steps),
+        make_schedule(config.schedule, config.steps, config.batch),
         learning_rate=config.optimizer.learning_rate,
         clip_norm=config.optimizer.clip_norm,
         settle=recipe.settle,
@@ -176,17 +177,3 @@ def check_attention(model: LanguageModel, mesh: Mesh, length: int) -> None:
     """Raises UserError where attention over rows of `length` tokens cannot be as asked for."""
     tokens = jax.ShapeDtypeStruct((rules.batch_shards(mesh), length), jnp.int32)
     jax.eval_shape(model.apply, model.shapes, tokens)
-
-
-def rows_of_steps(config: BatchConfig) -> Iterator[int]:
-    """The rows of step 0, 1, ... without end: a function of the config alone."""
-    if config.ramp is not None:
-        ramp, done = config.ramp, 0
-        levels = (config.size - ramp.start) // ramp.increment + 1
-        while done < ramp.rows:
-            level = done * levels // ramp.rows
-            count = min(ramp.start + level * ramp.increment, config.size)
-            yield count
-            done += count
-    while True:
-        yield config.size

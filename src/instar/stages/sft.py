@@ -1,11 +1,13 @@
 """Stage 2: supervised fine-tuning on dialogues, of which the assistant's words are the targets."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 from etils import epath
 
 from instar.data.dataset import TokenDataset
+from instar.data.rows import TrainingRows
 from instar.errors import UserError
 from instar.interchange.card import ModelCard
 from instar.interchange.loading import Opened, refuse_reward_model
@@ -14,6 +16,7 @@ from instar.sharding.mesh import make_mesh
 from instar.sharding.processes import join_processes
 from instar.stages.config import LanguageConfig
 from instar.stages.language import Start, make_model, run_stage
+from instar.training.batch import steps_of_rows
 from instar.training.state import TrainState
 
 # What may be fine-tuned: language models, fine-tuned ones among them.
@@ -27,9 +30,17 @@ class SftConfig(LanguageConfig):
     `parent` is what is fine-tuned: a run's folder, a checkpoint, a Hugging Face folder or a GGUF
     file. `data` is prepared with `sources.N.dialogue`; a source of plain text beside the dialogues,
     weighted by `data.weights`, is a pretraining mix (InstructGPT, Ouyang et al. 2022, appendix C).
+    `steps` are, where they are None, as many as read the dialogues `epochs` times.
     """
 
     parent: str
+    steps: int | None = None
+    epochs: float = 1.0
+
+    def check(self) -> None:
+        super().check()
+        if not self.epochs > 0:
+            raise UserError(f"epochs must be positive, not {self.epochs}")
 
 
 def sft(config: SftConfig, workdir: str) -> TrainState:
@@ -44,6 +55,7 @@ def sft(config: SftConfig, workdir: str) -> TrainState:
     dataset = TokenDataset.open(config.data.path)
     parent = pin(workdir, "parent", config.parent, needed=False)
     check_parent(config, parent, dataset)
+    config = dataclasses.replace(config, steps=count_steps(config, dataset))
     mesh = make_mesh(config.mesh)
     model = make_model(config, parent.card.spec, dataset, mesh)
     tokenizer = dataset.tokenizer
@@ -62,6 +74,15 @@ def sft(config: SftConfig, workdir: str) -> TrainState:
         as_prompt=lambda text: [{"role": "user", "content": text}],
     )
     return run_stage(config, epath.Path(workdir), dataset, model, mesh, start)
+
+
+def count_steps(config: SftConfig, dataset: TokenDataset) -> int:
+    """The steps of the config, or as many as read its epochs of the dialogues."""
+    if config.steps is not None:
+        return config.steps
+    length, weights = config.data.sequence_length, config.data.weights
+    rows = TrainingRows(dataset, sequence_length=length, weights=weights, seed=config.seed)
+    return steps_of_rows(config.batch, rows.rows_of_epochs(config.epochs))
 
 
 def check_parent(config: SftConfig, parent: Opened, dataset: TokenDataset) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from instar.arguments import nearest
 from instar.children import Children
+from instar.config import split_argument
 from instar.errors import RunError, UserError
 from instar.evaluation.report import write_report
 from instar.evaluation.sweep_report import text_table
@@ -116,7 +117,8 @@ def sweep(options: SweepOptions) -> None:
         cluster = Cluster(
             options.image, options.partition, options.nodes, options.gpus, options.parallel
         )
-        written = emit(options.emit, trials, pathlib.Path(options.sweep).stem, folder, cluster)
+        name = pathlib.Path(split_argument(options.sweep)[0]).stem
+        written = emit(options.emit, trials, name, folder, cluster)
         write_results(folder, collect(folder, options.metric, options.goal))
         console.print(f"{len(trials)} trials: {written}", markup=False)
         return

@@ -13,7 +13,7 @@ import numpy as np
 from instar import schema as schemas
 from instar.arguments import nearest
 from instar.commands import COMMANDS
-from instar.config import run_file
+from instar.config import run_file, split_argument
 from instar.errors import UserError
 from instar.evaluation.sweep_results import short_names
 from instar.stages.steps import Records, Step, dotted, text_of, trained
@@ -44,7 +44,7 @@ def command_of(config: str, given: str | None) -> str:
     """
     known = [name for name, command in COMMANDS.items() if command.config and command.together]
     if given is None:
-        folder = pathlib.Path(config).absolute().parent.name
+        folder = pathlib.Path(split_argument(config)[0]).absolute().parent.name
         if folder not in known:
             raise UserError(
                 f"--command is missing: the folder of config file {config} is none of "

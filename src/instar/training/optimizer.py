@@ -12,6 +12,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from instar.errors import UserError
 from instar.models.parameters import Axes
+from instar.training.batch import BatchConfig, count_rows, rows_before
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -23,6 +24,10 @@ class ScheduleConfig:
     Linear warm-up over `warmup_steps`, then `cosine` or `linear` decay to `final_fraction` at step
     `decay_steps` (None: at the end of the run); `wsd` stays at the peak and decays linearly over
     the last `decay_fraction` of the steps (Hu et al. 2024, section 4); `constant` stays.
+
+    Published schedules often count tokens or samples instead, of which the steps of a growing batch
+    read ever more: `warmup_rows` and `decay_rows` count rows, by which the rate then moves. Or
+    `warmup_fraction` of the steps are the warm-up.
     """
 
     kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
@@ -30,15 +35,38 @@ class ScheduleConfig:
     decay_steps: int | None = None
     final_fraction: float = 0.1
     decay_fraction: float = 0.2
+    warmup_rows: int | None = None
+    decay_rows: int | None = None
+    warmup_fraction: float | None = None
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether the rate moves by rows, not by steps."""
+        return self.warmup_rows is not None or self.decay_rows is not None
 
     def check(self) -> None:
-        if self.warmup_steps < 0:
-            raise UserError(f"schedule.warmup_steps must not be negative ({self.warmup_steps})")
-        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+        for name in ("warmup_steps", "warmup_rows"):
+            if (getattr(self, name) or 0) < 0:
+                raise UserError(f"schedule.{name} must not be negative ({getattr(self, name)})")
+        fraction = self.warmup_fraction
+        if fraction is not None and not 0 <= fraction < 1:
+            raise UserError(f"schedule.warmup_fraction ({fraction}) must be in [0, 1)")
+        by_steps = self.warmup_steps or self.decay_steps is not None or fraction is not None
+        if self.by_rows and by_steps:
             raise UserError(
-                f"schedule.decay_steps ({self.decay_steps}) must be greater than "
-                f"schedule.warmup_steps ({self.warmup_steps})"
+                "schedule.warmup_rows and schedule.decay_rows go with neither "
+                "schedule.warmup_steps, schedule.decay_steps nor schedule.warmup_fraction: count "
+                "all in rows or all in steps"
             )
+        if self.warmup_steps and fraction is not None:
+            raise UserError("schedule.warmup_steps and schedule.warmup_fraction exclude each other")
+        for unit in ("steps", "rows"):
+            warmup, decay = getattr(self, f"warmup_{unit}"), getattr(self, f"decay_{unit}")
+            if decay is not None and decay <= (warmup or 0):
+                raise UserError(
+                    f"schedule.decay_{unit} ({decay}) must be greater than "
+                    f"schedule.warmup_{unit} ({warmup})"
+                )
         if not 0 <= self.final_fraction <= 1:
             raise UserError(f"schedule.final_fraction ({self.final_fraction}) must be in [0, 1]")
         if not 0 < self.decay_fraction <= 1:
@@ -78,30 +106,43 @@ class OptimizerConfig:
             raise UserError(f"optimizer.clip_norm must be positive or None, not {self.clip_norm}")
 
 
-def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
+def make_schedule(config: ScheduleConfig, steps: int, batch: BatchConfig | None = None) -> Schedule:
     """step (int, from 0) -> share of the peak learning rate, in float32.
 
-    Step s of the warm-up has the share (s + 1) / warmup_steps, so that no step is lost at 0.
+    Step s of the warm-up has the share (s + 1) / warmup_steps, so that no step is lost at 0; of one
+    in rows, the share of its rows that are read when the step is done.
+
+    Args:
+      batch: the rows of each step, by which a schedule in rows goes; None: one.
 
     Raises:
       UserError: the warm-up does not end before the decay does (`wsd`: before it starts).
     """
-    warmup = config.warmup_steps
-    end = config.decay_steps or steps
+    batch = batch or BatchConfig(1)
+    if config.by_rows:
+        unit, clock = "rows", rows_before(batch)
+        warmup = config.warmup_rows or 0
+        end = config.decay_rows or count_rows(batch, steps)
+    else:
+        unit, clock = "steps", lambda step: step.astype(jnp.float32)
+        fraction = config.warmup_fraction
+        warmup = config.warmup_steps if fraction is None else math.ceil(fraction * steps)
+        end = config.decay_steps or steps
     start = warmup if config.kind != "wsd" else end - math.ceil(config.decay_fraction * end)
     if config.kind != "constant" and end <= start:
-        raise UserError(f"schedule.warmup_steps ({warmup}) must be smaller than steps ({end})")
+        raise UserError(f"schedule.warmup_{unit} ({warmup}) must be smaller than {unit} ({end})")
     if config.kind == "wsd" and warmup > start:
         raise UserError(
-            f"schedule.warmup_steps ({warmup}) must not reach into the decay from step {start} on"
+            f"schedule.warmup_{unit} ({warmup}) must not reach into the decay from "
+            f"{unit.removesuffix('s')} {start} on"
         )
 
     def schedule(step: jax.Array) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)
-        rise = jnp.minimum((step + 1) / max(warmup, 1), 1.0)
+        step = jnp.asarray(step, jnp.int32)
+        rise = jnp.minimum(clock(step + 1) / max(warmup, 1), 1.0)
         if config.kind == "constant":
             return rise
-        done = jnp.clip((step - start) / (end - start), 0.0, 1.0)
+        done = jnp.clip((clock(step) - start) / (end - start), 0.0, 1.0)
         shape = 0.5 * (1 + jnp.cos(jnp.pi * done)) if config.kind == "cosine" else 1 - done
         return rise * (config.final_fraction + (1 - config.final_fraction) * shape)
 
