@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import numpy as np
 
-from instar.families import chatglm1, gpt3, llama
+from instar.families import chatglm1, deepseek_v3, gpt3, llama
 from instar.models.language_model import LanguageModel
+from instar.models.rotary import Yarn
 from instar.models.spec import Attention, Experts, Layer, Mlp, ModelSpec, Norm, Rotary
 
 # Sizes are odd where they may be, and heads x head_dim is not the width: a transposed or confused
@@ -102,8 +103,35 @@ WIRED = ModelSpec(
 PREFIX = chatglm1.chatglm1(
     depth=2, width=18, heads=3, head_dim=8, mlp_width=11, vocab_size=13, start_id=5, mask_ids=(6, 7)
 )
+# Latents in the place of keys and values, and experts in groups beside a shared one.
+LATENT = deepseek_v3.deepseek_v3(
+    depth=3,
+    width=22,
+    heads=3,
+    head_dim=6,
+    rotary_dim=8,
+    value_dim=5,
+    rank=9,
+    query_rank=7,
+    bias=True,
+    rotary=Rotary(
+        theta=100.0,
+        style="interleaved",
+        scaling=Yarn(4.0, 16, 3.0, 0.5, mscale=2, mscale_all_dim=3),
+    ),
+    mlp_width=13,
+    experts=6,
+    experts_per_token=2,
+    expert_width=4,
+    shared_experts=2,
+    groups=3,
+    top_groups=2,
+    router_bias=False,
+    scale=1.7,
+    vocab_size=37,
+)
 SPECS = {"gpt": GPT, "llama": LLAMA, "mixed": MIXED, "experts": EXPERTS, "wired": WIRED}
-SPECS |= {"prefix": PREFIX}
+SPECS |= {"prefix": PREFIX, "latent": LATENT}
 # Those in which a token never sees a later one.
 CAUSAL = {name: spec for name, spec in SPECS.items() if spec.prefix is None}
 

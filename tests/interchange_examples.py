@@ -7,10 +7,11 @@ from examples import random_params
 
 from instar.data.chat import ChatTemplate
 from instar.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from instar.families import gpt3, llama, mistral, mixtral, qwen3
+from instar.families import deepseek_v3, gpt3, llama, mistral, mixtral, qwen3
 from instar.interchange.card import ModelCard
 from instar.interchange.model import Model
 from instar.models.language_model import LanguageModel
+from instar.models.rotary import Rotary, Yarn
 from instar.sharding.mesh import MeshConfig, make_mesh
 
 TEXTS = [
@@ -46,6 +47,22 @@ SPECS = {
     "llama, of an odd width": llama.llama(**_SIZES, tied=True),
     "mistral": mistral.mistral(**_SIZES, window=5),
     "mixtral": mixtral.mixtral(**_SIZES | {"width": 24, "mlp_width": 28}, experts=3, window=5),
+    "deepseek_v3": deepseek_v3.deepseek_v3(
+        **{name: size for name, size in _SIZES.items() if name != "kv_heads"} | {"width": 24},
+        rotary_dim=4,
+        value_dim=7,
+        rank=9,
+        query_rank=8,
+        rotary=Rotary(
+            100.0, style="interleaved", scaling=Yarn(4.0, 32, mscale=1.0, mscale_all_dim=0.5)
+        ),
+        experts=4,
+        experts_per_token=2,
+        expert_width=8,
+        groups=2,
+        top_groups=1,
+        scale=2.5,
+    ),
     "qwen3": qwen3.qwen3(**_SIZES, tied=True),
 }
 

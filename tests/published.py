@@ -64,6 +64,7 @@ PUBLISHED: dict[tuple[str, str, int], tuple[float, float]] = {
     ("gptj", "6b", 50_400): (6.05e9, 0.01),
     ("gpt_neo", "2.7b", 50_257): (2.65e9, 0.01),
     ("chatglm", "3-6b", 65_024): (6.24e9, 0.01),
+    ("deepseek_v3", "671b", 129_280): (671_026_419_200, 0),
 }
 # With the head that its code ties to the table of tokens.
 CHATGLM_6B_TIED = (6.17e9, 2e-3)

@@ -23,6 +23,8 @@ SMALL |= {"max_positions": 64}
 OWN = {"chatglm1": {"start_id": 30, "mask_ids": (29, 28)}}
 OWN |= {name: {"window": 5} for name in ("mistral", "gemma2", "gemma3", "gpt_neo", "gpt3")}
 OWN |= {name: {"experts": 4, "experts_per_token": 2} for name in ("mixtral", "qwen3_moe")}
+OWN["deepseek_v3"] = {"experts": 8, "experts_per_token": 2, "groups": 4, "top_groups": 2}
+OWN["deepseek_v3"] |= {"query_rank": 10}
 PROMPTS = ([3, 1, 4, 1, 5, 9, 2, 6, 5], [7], [2, 7, 1, 8])
 
 

@@ -6,10 +6,10 @@ import json
 import pytest
 
 from instar.errors import UserError
-from instar.families import gpt3, llama
+from instar.families import deepseek_v3, gpt3, llama
 from instar.families.hub_config import HubConfig
 from instar.families.registry import FAMILIES
-from instar.models.spec import LinearScaling, Llama3Scaling, Rotary
+from instar.models.rotary import LinearScaling, Llama3Scaling, Rotary, Yarn
 
 SMALL = {"depth": 2, "width": 32, "heads": 4, "mlp_width": 128, "vocab_size": 13}
 # Those whose classes have a head of their own in any case.
@@ -77,7 +77,18 @@ def test_any_one_field_wrong_is_a_sentence_or_another_model(name):
         ({"hidden_act": "gelu"}, r"hidden_act must be one of silu, swish, not 'gelu'"),
         ({"pretraining_tp": 2}, r"pretraining_tp is 2, and only 1 is supported"),
         ({"rms_norm_eps": 0}, r"rms_norm_eps must be a finite number above 0"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, r"rope_parameters\.rope_type must be one of"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic"}},
+            r"rope_parameters\.rope_type must be one of",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+            r"rope_parameters\.original_max_position_embeddings is missing",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 1}},
+            r"rope_parameters\.beta_slow \(1\.0\) must be below beta_fast \(1\.0\)",
+        ),
         (
             {"rope_parameters": {"rope_type": "linear"}},
             r"config\.json: rope_parameters\.factor is missing",
@@ -114,6 +125,85 @@ def test_the_rotary_positions_of_older_configs():
     }
     rotary = read("llama", fields | {"rope_scaling": scaling}).each_layer()[0].mixer.rotary
     assert rotary == Rotary(1e4, scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192))
+
+
+DEEPSEEK = {
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "num_hidden_layers": 61,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "vocab_size": 129280,
+    "max_position_embeddings": 163840,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "first_k_dense_replace": 3,
+    "moe_layer_freq": 1,
+    "n_routed_experts": 256,
+    "num_experts_per_tok": 8,
+    "n_shared_experts": 1,
+    "n_group": 8,
+    "topk_group": 4,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "num_nextn_predict_layers": 1,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 40,
+        "original_max_position_embeddings": 4096,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+}
+
+
+def test_the_published_config_of_deepseek_v3():
+    spec = read("deepseek_v3", DEEPSEEK)
+    built = deepseek_v3.deepseek_v3(
+        depth=61,
+        width=7168,
+        heads=128,
+        mlp_width=18432,
+        max_positions=163_840,
+        rotary=Rotary(style="interleaved", scaling=Yarn(40.0, 4096, 32.0, 1.0, 1.0, 1.0)),
+        **deepseek_v3.VARIANTS["671b"],
+    )
+    assert spec == built
+    # What its code multiplies logits by: 192^-0.5 (0.1 ln 40 + 1)^2; and nothing else grows.
+    mixer = spec.each_layer()[0].mixer
+    assert mixer.scale == pytest.approx(0.1352337788608801, rel=1e-12)
+    assert mixer.rotary.scaling.magnitude == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"topk_method": "greedy"}, "topk_method is 'greedy', and only 'noaux_tc' is supported"),
+        ({"num_key_value_heads": 8}, "num_key_value_heads is 8, and only 128 is supported"),
+        ({"first_k_dense_replace": -1}, "first_k_dense_replace must be .* of at least 0, not -1"),
+        ({"n_group": 7}, "256 experts do not make 7 groups of the same size"),
+        ({"topk_group": 9}, r"top_groups \(9\) must be at least 1 and at most"),
+        ({"n_group": 128, "topk_group": 3}, r"top_k \(8\) exceeds the 6 experts of 3 groups"),
+        ({"qk_rope_head_dim": 63}, "even number of rotated elements"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling is of a kind that no"),
+    ],
+)
+def test_what_a_deepseek_may_not_say(change, message):
+    with pytest.raises(UserError, match=message):
+        read("deepseek_v3", DEEPSEEK | change).check()
 
 
 def test_gpt2_refuses_what_it_does_not_compute():

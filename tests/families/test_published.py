@@ -41,6 +41,20 @@ def test_gpt3_175b_to_the_last_parameter():
     assert count(ModelConfig("gpt3", size="175b"), 50257) == expected
 
 
+def test_deepseek_v3_671b_by_hand_and_what_a_token_uses_of_it():
+    """671B, of which a token uses 37B (DeepSeek-AI 2024, 2412.19437, section 4.2)."""
+    width, heads, vocabulary = 7168, 128, 129_280
+    latents = width * 1536 + 1536 + width * (512 + 64) + 512
+    attention = latents + heads * (1536 * (128 + 64) + 512 * (128 + 128) + 128 * width)
+    expert, router = 3 * width * 2048, 256 * width + 256
+    layers = 61 * (attention + 2 * width) + 3 * 3 * width * 18432 + 58 * (257 * expert + router)
+    config = ModelConfig("deepseek_v3", size="671b")
+    assert count(config, vocabulary) == layers + 2 * vocabulary * width + width
+    found = parameter_count(build_spec(config, vocab_size=vocabulary, max_positions=2048))
+    idle = 58 * 248 * expert + found.embedding + found.vectors
+    assert found.matmul == found.total - idle == pytest.approx(37e9, rel=0.02)
+
+
 def test_chatglm_6b_with_the_head_that_its_code_ties():
     expected, tolerance = CHATGLM_6B_TIED
     found = count(ModelConfig("chatglm1", size="6b", tied=True), 130_528)

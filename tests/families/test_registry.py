@@ -56,27 +56,40 @@ def test_every_field_of_the_config_reaches_the_spec(family):
         "heads": 6,
         "kv_heads": 2,
         "head_dim": 16,
-        "mlp_width": 70,
+        "mlp_width": 72,
         "vocab_size": 130,
         "max_positions": 77,
         "qk_norm": True,
     }
+    for name in FAMILIES[family].without:
+        with pytest.raises(UserError, match=f"model.{name} is nothing that {family} has"):
+            build(family=family, **fields)
+        del fields[name]
     for tied in (True, False):
         spec = build(family=family, tied=tied, **fields)
         for layer in spec.each_layer():
-            mixer, mlp = layer.mixer, layer.mlp
-            assert {
+            mixer = layer.mixer
+            found = {
                 "depth": spec.depth,
                 "width": spec.width,
                 "heads": mixer.heads,
-                "kv_heads": mixer.kv_heads,
+                "kv_heads": getattr(mixer, "kv_heads", None),
                 "head_dim": mixer.head_dim,
-                "mlp_width": getattr(mlp, "expert", mlp).width,
+                "mlp_width": mlp_width(layer.mlp),
                 "vocab_size": spec.vocab_size,
                 "max_positions": spec.max_positions,
-                "qk_norm": mixer.qk_norm is not None,
-            } == fields
+                "qk_norm": getattr(mixer, "qk_norm", None) is not None,
+            }
+            assert {name: found[name] for name in fields} == fields
         assert spec.tied is tied
+
+
+def mlp_width(mlp: Mlp | Experts) -> int:
+    """Of experts that of one; beside a shared one, of all that read a token."""
+    if isinstance(mlp, Mlp):
+        return mlp.width
+    shared = mlp.shared
+    return mlp.expert.width if shared is None else mlp.top_k * mlp.expert.width + shared.width
 
 
 def test_the_fields_of_experts_reach_the_spec():
@@ -134,7 +147,7 @@ def test_llama_s_mlp_width_is_the_published_one_at_every_size_it_is_rounded_for(
         ),
         (
             {"depth": 2, "width": 24, "heads": 4, "experts": 8},
-            "model.experts is nothing that llama has: leave it out, or choose model.family mixtral",
+            "model.experts is nothing that llama has: leave it out, or choose .* or mixtral",
         ),
         ({"depth": 2, "width": 12, "heads": 4}, "even number of rotated elements"),
     ],

@@ -128,6 +128,33 @@ def test_a_surplus_tensor(folder, capsys):
     assert "holds the tensor model.adapter" in refused(folder, capsys)
 
 
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path, capsys):
+    model = make_model("deepseek_v3")
+    folder = write_folder(model, tmp_path / "folder")
+
+    def further(arrays: dict) -> None:
+        for name in list(arrays):
+            if name.startswith("model.layers.2."):
+                arrays[name.replace(".2.", ".3.")] = arrays[name]
+        arrays["model.layers.3.eh_proj.weight"] = np.ones((24, 48), "f4")
+        arrays["model.layers.3.shared_head.norm.weight"] = np.ones(24, "f4")
+
+    change_tensors(folder, further)
+    assert same_bits(instar.load(folder).params, model.params)
+    # A layer more than the config says is something else.
+    change_tensors(folder, lambda arrays: arrays.pop("model.layers.3.eh_proj.weight"))
+    assert "holds the tensor model.layers.3." in refused(folder, capsys)
+
+
+def test_quantised_weights(folder, capsys):
+    config = folder / "config.json"
+    fields = json.loads(config.read_text())
+    quantised = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+    config.write_text(json.dumps(fields | {"quantization_config": quantised}))
+    message = "config.json: quantization_config says that the weights are quantised (fp8)"
+    assert message in refused(folder, capsys)
+
+
 def test_a_tensor_of_another_shape(folder, capsys):
     name = "model.layers.0.mlp.up_proj.weight"
     change_tensors(folder, lambda arrays: arrays.update({name: arrays[name].T}))

@@ -83,7 +83,7 @@ def test_a_truncated_file_is_a_sentence(tmp_path, keep):
             "'rwkv'; those that can be read are gpt2, llama",
         ),
         ({"embedding_length": None}, "hidden_size is missing"),
-        ({"rope.scaling.type": "yarn"}, "rope_scaling.rope_type must be one of"),
+        ({"rope.scaling.type": "yarn"}, "m.gguf: rope.scaling.type 'yarn' is not supported"),
         ({"rope.dimension_count": 4}, "rope.dimension_count 4 is not the 10 of a head"),
         ({"feed_forward_length": 30}, r"ffn_gate.weight has the shape \[29, 24\]"),
     ],

@@ -37,15 +37,37 @@ def activate(x: np.ndarray, name: str) -> np.ndarray:
 
 def rotate_vector(x: np.ndarray, position: int, rotary, n: int) -> np.ndarray:
     """The first n elements of one head at one position: pairs turn by position * theta^(-2i/n)."""
-    y = x.copy()
+    y, longer = x.copy(), 1.0
     for i in range(n // 2):
         turn = rotary.theta ** (-2 * i / n)
+        if rotary.scaling is not None:
+            turn, longer = yarn(i, turn, rotary, n)
         angle = position * (float(np.float16(turn)) if rotary.rounded else turn)
         first, second = (i, i + n // 2) if rotary.style == "half" else (2 * i, 2 * i + 1)
         a, b = x[first], x[second]
-        y[first] = a * math.cos(angle) - b * math.sin(angle)
-        y[second] = a * math.sin(angle) + b * math.cos(angle)
+        y[first] = longer * (a * math.cos(angle) - b * math.sin(angle))
+        y[second] = longer * (a * math.sin(angle) + b * math.cos(angle))
     return y
+
+
+def yarn(i: int, turn: float, rotary, n: int) -> tuple[float, float]:
+    """How far pair i turns (Peng et al. 2023, eq. 23, as coded), and what it is multiplied by."""
+    scaling = rotary.scaling
+
+    def pair_of(turns: float) -> float:
+        """The j with positions * theta^(-2j/n) / 2 pi = turns."""
+        return n / 2 * math.log(scaling.positions / (2 * math.pi * turns), rotary.theta)
+
+    low = max(0, math.floor(pair_of(scaling.fast)))
+    high = min(n - 1, math.ceil(pair_of(scaling.slow)))
+    slowed = min(1.0, max(0.0, (i - low) / (high - low)))
+    longer = yarn_growth(scaling, scaling.mscale) / yarn_growth(scaling, scaling.mscale_all_dim)
+    return turn * (1 - slowed) + turn / scaling.factor * slowed, longer
+
+
+def yarn_growth(scaling, by: float) -> float:
+    """0.1 m ln(s) + 1."""
+    return 0.1 * by * math.log(scaling.factor) + 1
 
 
 def rotate_head(x: np.ndarray, place: int, block: int, rotary) -> np.ndarray:
@@ -150,6 +172,42 @@ def attention_row(x: np.ndarray, places, positions, segments: np.ndarray, spec, 
     return out + params["out"]["bias"] if spec.out_bias else out
 
 
+def latent_row(x: np.ndarray, positions, segments: np.ndarray, spec, params: dict):
+    """Latent attention of one row [S, width]: DeepSeek-AI 2024, 2412.19437, eq. 1 to 11."""
+
+    def affine(name: str, x: np.ndarray, bias: bool) -> np.ndarray:
+        return x @ params[name]["kernel"] + (params[name]["bias"] if bias else 0)
+
+    def turned(x: np.ndarray, position: int) -> np.ndarray:
+        return rotate_vector(x, position, spec.rotary, spec.rotary_dim)
+
+    read = x
+    if spec.query_rank is not None:
+        read = norm(affine("query_latent", x, spec.bias), spec.norm, params["query_norm"])
+    down = affine("latent", x, spec.bias)
+    c = norm(down[:, : spec.rank], spec.norm, params["latent_norm"])
+    scale = (spec.head_dim + spec.rotary_dim) ** -0.5
+    if spec.rotary.scaling is not None:
+        scale *= yarn_growth(spec.rotary.scaling, spec.rotary.scaling.mscale_all_dim) ** 2
+    out = np.zeros(x.shape) + (params["out"]["bias"] if spec.bias else 0)
+    for h in range(spec.heads):
+        q, k, v = (
+            rows @ params[name]["kernel"][:, h]
+            for rows, name in ((read, "query"), (c, "key"), (c, "value"))
+        )
+        for i in range(len(x)):
+            seen = [j for j in range(len(x)) if visible(i, j, positions, segments, None)]
+            if not seen:
+                continue
+            own, shared = q[i, : spec.head_dim], turned(q[i, spec.head_dim :], positions[i])
+            logits = np.array(
+                [own @ k[j] + shared @ turned(down[j, spec.rank :], positions[j]) for j in seen]
+            )
+            weights = np.exp(scale * (logits - logits.max()))
+            out[i] += weights / weights.sum() @ v[seen] @ params["out"]["kernel"][h]
+    return out
+
+
 def mlp(x: np.ndarray, spec, params: dict) -> np.ndarray:
     """down(act(up x)), or down(act(gate x) * up x)."""
 
@@ -162,7 +220,7 @@ def mlp(x: np.ndarray, spec, params: dict) -> np.ndarray:
 
 
 def experts(x: np.ndarray, real: np.ndarray, spec, params: dict) -> np.ndarray:
-    """For each real token the outputs of the chosen experts, weighted; 0 for the others."""
+    """For each real token the outputs of the chosen experts, weighted; and of the shared one."""
     out = np.zeros(x.shape)
     for token in np.flatnonzero(real):
         logits = x[token] @ params["router"]["kernel"]
@@ -171,11 +229,18 @@ def experts(x: np.ndarray, real: np.ndarray, spec, params: dict) -> np.ndarray:
         else:
             scores = 1 / (1 + np.exp(-logits))
         preferred = scores + params["choice_bias"] if spec.choice_bias else scores
-        chosen = sorted(range(spec.count), key=lambda e: (-preferred[e], e))[: spec.top_k]
+        size = spec.count // spec.groups
+        groups = [range(g * size, (g + 1) * size) for g in range(spec.groups)]
+        groups.sort(key=lambda group: -sum(sorted(preferred[group])[-2:]))
+        possible = [e for group in groups[: spec.top_groups] for e in group]
+        chosen = sorted(possible, key=lambda e: (-preferred[e], e))[: spec.top_k]
         whole = scores[chosen].sum() if spec.normalise else 1.0
         for e in chosen:
             matrices = {n: slice_layer(params[n], e) for n in ("up", "gate", "down") if n in params}
-            out[token] += scores[e] / whole * mlp(x[token], spec.expert, matrices)
+            weight = spec.scale * scores[e] / whole
+            out[token] += weight * mlp(x[token], spec.expert, matrices)
+        if spec.shared is not None:
+            out[token] += mlp(x[token], spec.shared, params["shared"])
     return out
 
 
@@ -193,6 +258,8 @@ def layer_row(x: np.ndarray, places, positions, segments: np.ndarray, layer, p: 
         return norm(x, layer.norm, p[name])
 
     def mix(x: np.ndarray) -> np.ndarray:
+        if hasattr(layer.mixer, "rank"):
+            return latent_row(x, positions, segments, layer.mixer, p["mixer"])
         return attention_row(x, places, positions, segments, layer.mixer, p["mixer"])
 
     def feed(x: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from instar.models.attention import alibi_slopes, attend, visible
 
 pytestmark = pytest.mark.smoke
 
-BATCH, QUERIES, KEYS, HEADS, KV_HEADS, HEAD_DIM = 3, 7, 11, 6, 2, 5
+BATCH, QUERIES, KEYS, HEADS, KV_HEADS, HEAD_DIM, VALUE_DIM = 3, 7, 11, 6, 2, 5, 4
 OPTIONS = {
     "plain": {},
     "scale": {"scale": 0.31},
@@ -33,7 +33,7 @@ def draw(seed: int, queries: int = QUERIES, keys: int = KEYS, heads: int = HEADS
     return {
         "q": rng.standard_normal((BATCH, queries, heads, HEAD_DIM)),
         "k": rng.standard_normal((BATCH, keys, KV_HEADS, HEAD_DIM)),
-        "v": rng.standard_normal((BATCH, keys, KV_HEADS, HEAD_DIM)),
+        "v": rng.standard_normal((BATCH, keys, KV_HEADS, VALUE_DIM)),
         "positions": rng.integers(0, 10, (BATCH, queries)),
         "kv_positions": rng.integers(0, 10, (BATCH, keys)),
         "segment_ids": rng.integers(0, 3, (BATCH, queries)),
@@ -53,7 +53,7 @@ def by_loops(
     """The contract word for word; and which queries see anything at all, bool [B, S]."""
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     heads, shared = q.shape[2], q.shape[2] // k.shape[2]
-    out, sees = np.zeros(q.shape), np.zeros(q.shape[:2], bool)
+    out, sees = np.zeros((*q.shape[:3], VALUE_DIM)), np.zeros(q.shape[:2], bool)
     for b, i, h in itertools.product(*map(range, q.shape[:3])):
         logits, values = [], []
         for j in range(k.shape[1]):

@@ -94,6 +94,28 @@ def test_padding_is_no_load_and_a_bias_only_chooses():
     assert found["tokens"] == real.sum()
 
 
+def test_a_token_chooses_in_the_groups_with_the_best_two_and_its_weights_are_scaled():
+    spec = Experts(Mlp(INNER, "silu"), 6, 2, "sigmoid", groups=3, top_groups=1, scale=2.5)
+    # The best expert is in the first group, the best two are in the second.
+    scores = np.asarray([0.9, 0.1, 0.6, 0.7, 0.5, 0.2])
+    # With the bias the best two are in the third; the weights are those of the scores alone.
+    bias = np.asarray([0, 0, -0.3, -0.3, 0.4, 0.3])
+    logits = jnp.asarray(np.log(scores / (1 - scores)))[None, None]
+    with jax.enable_x64(True):
+        for given, expected in ((None, [3, 2]), (bias, [4, 5])):
+            chosen, weights, _ = experts.route(logits, given, spec, np.ones((1, 1), bool))
+            assert chosen[0, 0].tolist() == expected
+            shares = 2.5 * scores[expected] / scores[expected].sum()
+            np.testing.assert_allclose(weights[0, 0], shares, rtol=1e-6)
+
+
+def test_scores_that_are_all_nothing_weigh_nothing():
+    spec = Experts(Mlp(INNER, "silu"), COUNT, 2, "sigmoid")
+    logits = jnp.full((1, 1, COUNT), -1e5)
+    _, weights, _ = experts.route(logits, None, spec, np.ones((1, 1), bool))
+    np.testing.assert_array_equal(weights, 0)
+
+
 def test_what_the_routers_did_is_told_for_each_layer():
     model = LanguageModel(EXPERTS, Execution(remat="full"))
     batch = packed_batch(2, [[4, 6], [13], []], 13, EXPERTS.vocab_size)

@@ -10,6 +10,7 @@ import pytest
 from examples import (
     EXPERTS,
     GPT,
+    LATENT,
     LLAMA,
     SPECS,
     packed_batch,
@@ -19,14 +20,15 @@ from examples import (
 from models import numpy_transformer
 
 from instar.models.language_model import LanguageModel
+from instar.models.rotary import Rotary
 from instar.models.transformer import Execution
 
 
-def with_experts(**changes):
-    """The layer of experts of the example, alone and changed."""
-    layer = EXPERTS.each_layer()[0]
+def with_experts(spec, number, **changes):
+    """One layer of experts of an example, alone and changed."""
+    layer = spec.each_layer()[number]
     layer = dataclasses.replace(layer, mlp=dataclasses.replace(layer.mlp, **changes))
-    return EXPERTS.replace(layers=((1, (layer,)),))
+    return spec.replace(layers=((1, (layer,)),))
 
 
 CASES = SPECS | {
@@ -34,7 +36,14 @@ CASES = SPECS | {
     "gpt-gqa-untied": with_mixer(GPT, heads=4, kv_heads=2, window=4).replace(tied=False),
     "llama-partial": LLAMA.replace(tied=True),
     "llama-normed-head": LLAMA.replace(head_normed=True),
-    "experts-biased": with_experts(score="sigmoid", choice_bias=True),
+    "experts-biased": with_experts(EXPERTS, 0, score="sigmoid", choice_bias=True),
+    "latent-biased": with_experts(LATENT, 2, choice_bias=True, normalise=False),
+    "latent-plain": with_mixer(
+        LATENT.replace(layers=LATENT.layers[:1]),
+        bias=False,
+        query_rank=None,
+        rotary=Rotary(theta=50.0),
+    ),
 }
 LENGTHS = [[4, 6, 3], [13], [5, 1, 5]]
 

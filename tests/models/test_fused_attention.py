@@ -17,7 +17,9 @@ LENGTH, HEADS, KV_HEADS, HEAD_DIM = 256, 4, 2, 16
 DOCUMENTS = [[150, 60], [3, 70, 128, 40]]
 
 
-def draw(dtype: type, head_dim: int = HEAD_DIM, length: int = LENGTH) -> tuple[dict, dict]:
+def draw(
+    dtype: type, head_dim: int = HEAD_DIM, length: int = LENGTH, value_dim: int | None = None
+) -> tuple[dict, dict]:
     """Random queries, keys and values, and the places of packed rows."""
     rng = np.random.default_rng(1)
     batch = packed_batch(2, DOCUMENTS, LENGTH, 7)
@@ -25,18 +27,20 @@ def draw(dtype: type, head_dim: int = HEAD_DIM, length: int = LENGTH) -> tuple[d
         jnp.asarray(batch[name][:, :length]) for name in ("positions", "segment_ids")
     )
 
-    def floats(heads: int) -> jax.Array:
-        return jnp.asarray(rng.standard_normal((2, length, heads, head_dim)), dtype)
+    def floats(heads: int, size: int = head_dim) -> jax.Array:
+        return jnp.asarray(rng.standard_normal((2, length, heads, size)), dtype)
 
     places = {"positions": positions, "kv_positions": positions}
     places |= {"segment_ids": segments, "kv_segment_ids": segments}
-    return {"q": floats(HEADS), "k": floats(KV_HEADS), "v": floats(KV_HEADS)}, places
+    values = floats(KV_HEADS, value_dim or head_dim)
+    return {"q": floats(HEADS), "k": floats(KV_HEADS), "v": values}, places
 
 
 def outcomes(way, floats: dict, places: dict, **options: object) -> tuple:
     """The result where there is text, and the gradients of queries, keys and values."""
     real = (places["segment_ids"] > 0)[..., None, None]
-    to_out = jnp.asarray(np.random.default_rng(3).standard_normal(floats["q"].shape), jnp.float32)
+    shape = (*floats["q"].shape[:3], floats["v"].shape[3])
+    to_out = jnp.asarray(np.random.default_rng(3).standard_normal(shape), jnp.float32)
 
     def loss(floats):
         out = jnp.where(real, way(**floats, **places, **options), 0)
@@ -54,8 +58,8 @@ def assert_close(found: tuple, expected: tuple, tolerance: float) -> None:
 @pytest.mark.parametrize("options", [{"softcap": 1.5}, {"window": 70, "scale": 0.4}], ids=str)
 def test_splash_computes_what_the_reference_does(options, monkeypatch):
     monkeypatch.setattr(fused_attention, "BLOCK", 128)  # so that a row has several
-    floats, places = draw(jnp.float32)
-    assert SPLASH.refuses(floats["q"], places | options) is None
+    floats, places = draw(jnp.float32, value_dim=24 if "softcap" in options else None)
+    assert SPLASH.refuses(floats["q"], floats["v"], places | options) is None
     way = functools.partial(splash_attend, interpret=True)
     found = outcomes(way, floats, places, **options)
     assert_close(found, outcomes(attend, floats, places, **options), 1e-5)
@@ -65,7 +69,7 @@ def test_splash_computes_what_the_reference_does(options, monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"window": 70}, {"scale": 0.4}], ids=str)
 def test_cudnn_computes_what_the_reference_does(options):
     floats, places = draw(jnp.bfloat16)
-    assert CUDNN.refuses(floats["q"], places | options) is None
+    assert CUDNN.refuses(floats["q"], floats["v"], places | options) is None
     found = outcomes(CUDNN.attend, floats, places, **options)
     wide = {name: x.astype(jnp.float32) for name, x in floats.items()}
     assert_close(found, outcomes(attend, wide, places, **options), 0.03)
@@ -124,6 +128,7 @@ def test_rows_that_are_not_in_order_give_nothing(without_cudnn):
         (CUDNN, jnp.bfloat16, {"tomorrow": 1}, "tomorrow"),
         (CUDNN, jnp.float32, {}, "q of float32"),
         (CUDNN, jnp.bfloat16, {"head_dim": 12}, "q with heads of 12"),
+        (CUDNN, jnp.bfloat16, {"value_dim": 24}, "v with heads of 24 beside q with heads of 16"),
         (CUDNN, jnp.bfloat16, {"length": 77}, "q with 77 tokens a row"),
         (SPLASH, jnp.bfloat16, {"bias_slopes": alibi_slopes(HEADS)}, "bias_slopes"),
         (SPLASH, jnp.bfloat16, {"prefix_length": jnp.zeros(2, jnp.int32)}, "prefix_length"),
@@ -132,9 +137,10 @@ def test_rows_that_are_not_in_order_give_nothing(without_cudnn):
     ],
 )
 def test_what_a_kernel_cannot_honour_is_named(kernel, dtype, options, message):
-    sizes = {name: options.pop(name) for name in ("head_dim", "length") if name in options}
+    sizes = {name: options[name] for name in ("head_dim", "length", "value_dim") if name in options}
     floats, places = draw(dtype, **sizes)
-    assert kernel.refuses(floats["q"], places | options).startswith(message)
+    options = {name: value for name, value in options.items() if name not in sizes}
+    assert kernel.refuses(floats["q"], floats["v"], places | options).startswith(message)
 
 
 @pytest.mark.parametrize("kernel", [CUDNN, SPLASH])
@@ -142,5 +148,5 @@ def test_what_a_kernel_cannot_honour_is_named(kernel, dtype, options, message):
 def test_the_keys_of_a_cache_are_refused(kernel, name):
     floats, places = draw(jnp.bfloat16)
     others = places | {f"kv_{name}": places[name] + 1}
-    assert kernel.refuses(floats["q"], others).startswith(f"kv_{name}")
-    assert kernel.refuses(floats["q"], places | {"softcap": None, "window": 3}) is None
+    assert kernel.refuses(floats["q"], floats["v"], others).startswith(f"kv_{name}")
+    assert kernel.refuses(floats["q"], floats["v"], places | {"softcap": None, "window": 3}) is None

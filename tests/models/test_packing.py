@@ -1,12 +1,13 @@
 """Packing, padding and the cache are ways of computing the same thing."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import CAUSAL, SPECS, packed_batch, random_params
+from examples import CAUSAL, LATENT, SPECS, packed_batch, random_params
 
 from instar.errors import UserError
 from instar.models.cache import init_cache
@@ -114,6 +115,25 @@ def test_a_cache_keeps_its_own_dtype():
     kept = jax.tree.leaves(aux["cache"].layers)
     assert {x.dtype for x in kept} == {jnp.dtype(jnp.bfloat16)}
     assert [x.shape for x in kept] == [x.shape for x in jax.tree.leaves(cache.layers)]
+
+
+def test_of_latents_a_cache_keeps_one_for_all_heads_and_nothing_is_made_of_them():
+    """Neither keys nor values of the tokens in it, which would have a size of their own."""
+    model, capacity = LanguageModel(LATENT), 11
+    mixer = LATENT.each_layer()[0].mixer
+    cache = init_cache(LATENT, 2, capacity, jnp.dtype(jnp.float32), parts=3)
+    kept = [layer for group in cache.layers for layer in group]
+    size = mixer.rank + mixer.rotary_dim
+    assert [[x.shape for x in layer] for layer in kept] == [
+        [(repeat, 2, 1, capacity, size)] for repeat, _ in LATENT.layers
+    ]
+    read = functools.partial(model.apply, cache=cache)
+    text = str(jax.make_jaxpr(read)(model.shapes, np.ones((2, 1), np.int32)))
+    shapes = {tuple(map(int, found.split(","))) for found in re.findall(r"\[(\d[\d,]*)\]", text)}
+    cached = [shape for shape in shapes if capacity in shape]
+    assert (2, capacity, 1, size) in cached
+    made = {mixer.head_dim, mixer.value_dim, mixer.query_dim}
+    assert not any(made & set(shape) for shape in cached), cached
 
 
 def test_more_tokens_than_learned_positions_are_refused():

@@ -8,7 +8,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from examples import GPT, LLAMA, MIXED, SPECS
+from examples import GPT, LATENT, LLAMA, MIXED, SPECS
 
 from instar.models.language_model import LanguageModel
 from instar.models.parameters import Axes, Initialization
@@ -82,6 +82,28 @@ def test_every_parameter_of_llama():
     assert {name: a.names for name, a in axes.items()} == expected
 
 
+SIDES = {
+    "query": (["embed"], ["heads", "head_dim"]),
+    "key": (["embed"], ["kv_heads", "head_dim"]),
+    "value": (["embed"], ["kv_heads", "head_dim"]),
+    "out": (["heads", "head_dim"], ["embed"]),
+    "up": (["embed"], ["mlp"]),
+    "gate": (["embed"], ["mlp"]),
+    "down": (["mlp"], ["embed"]),
+    "widen": (["narrow"], ["embed"]),
+    "narrow": (["embed"], ["narrow"]),
+    "router": (["embed"], ["router"]),
+}
+LATENT_SIDES = {
+    "query_latent": (["embed"], ["latent"]),
+    "latent": (["embed"], ["latent"]),
+    "query": (["rank"], ["heads", "head_dim"]),
+    "key": (["rank"], ["heads", "head_dim"]),
+    "value": (["rank"], ["heads", "value_dim"]),
+    "out": (["heads", "value_dim"], ["embed"]),
+}
+
+
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_kinds_and_sides_follow_the_names(spec):
     model = LanguageModel(spec)
@@ -96,21 +118,8 @@ def test_kinds_and_sides_follow_the_names(spec):
         assert a.kind == kind, name
         if kind == "matrix":
             sides = [a.names[i] for i in a.reduction_dims], [a.names[i] for i in a.output_dims]
-            assert (
-                sides
-                == {
-                    "query": (["embed"], ["heads", "head_dim"]),
-                    "key": (["embed"], ["kv_heads", "head_dim"]),
-                    "value": (["embed"], ["kv_heads", "head_dim"]),
-                    "out": (["heads", "head_dim"], ["embed"]),
-                    "up": (["embed"], ["mlp"]),
-                    "gate": (["embed"], ["mlp"]),
-                    "down": (["mlp"], ["embed"]),
-                    "widen": (["narrow"], ["embed"]),
-                    "narrow": (["embed"], ["narrow"]),
-                    "router": (["embed"], ["router"]),
-                }[name.split(".")[-2]]
-            )
+            expected = SIDES | (LATENT_SIDES if spec is LATENT else {})
+            assert sides == expected[name.split(".")[-2]]
 
 
 def test_experts_are_stacked_and_not_a_side():

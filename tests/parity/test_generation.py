@@ -17,28 +17,35 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.parity
 
-SHAPE = {"depth": 2, "width": 24, "heads": 4, "kv_heads": 2, "mlp_width": 40, "vocab_size": 61}
-NEW = 12
+VOCAB, NEW = 61, 12
+SHAPE = {"vocab_size": VOCAB, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+SHAPE |= {"num_attention_heads": 4, "tie_word_embeddings": True, "rms_norm_eps": 1e-6}
+SHAPE |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+FAMILIES = {
+    "Llama": {"num_key_value_heads": 2},
+    "DeepseekV3": {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 12,
+        "kv_lora_rank": 10,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 5,
+        "first_k_dense_replace": 1,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_group": 4,
+        "topk_group": 2,
+    },
+}
 
 
 @functools.cache
-def pair():
+def pair(family: str):
     """Transformers' model and ours, with the same weights."""
-    config = transformers.LlamaConfig(
-        vocab_size=SHAPE["vocab_size"],
-        hidden_size=SHAPE["width"],
-        intermediate_size=SHAPE["mlp_width"],
-        num_hidden_layers=SHAPE["depth"],
-        num_attention_heads=SHAPE["heads"],
-        num_key_value_heads=SHAPE["kv_heads"],
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
+    config = getattr(transformers, f"{family}Config")(**SHAPE, **FAMILIES[family])
     torch.manual_seed(0)
-    theirs = transformers.LlamaForCausalLM(config).eval()
+    theirs = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
@@ -47,12 +54,14 @@ def pair():
         return theirs, instar.load(folder)
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.4])
-def test_greedy_tokens(penalty):
+@pytest.mark.parametrize(
+    ("family", "penalty"), [("Llama", 1.0), ("Llama", 1.4), ("DeepseekV3", 1.0)]
+)
+def test_greedy_tokens(family, penalty):
     """Each prompt of theirs alone, without padding; ours together, with it."""
-    theirs, model = pair()
+    theirs, model = pair(family)
     rng = np.random.default_rng(1)
-    prompts = [rng.integers(1, SHAPE["vocab_size"], n).tolist() for n in (7, 1, 19, 4)]
+    prompts = [rng.integers(1, VOCAB, n).tolist() for n in (7, 1, 19, 4)]
     expected = []
     for prompt in prompts:
         tokens = torch.tensor([prompt])

@@ -67,7 +67,40 @@ QWEN = {name: value for name, value in LLAMA.items() if name != "head_dim"} | {"
 GLM = LLAMA | {"head_dim": 12, "pad_token_id": None, "attention_bias": True}
 QWEN_MOE = LLAMA | {"hidden_size": 44, "moe_intermediate_size": 24, "num_experts": 5}
 QWEN_MOE |= {"num_experts_per_tok": 3, "decoder_sparse_step": 1, "mlp_only_layers": []}
+YARN = {"rope_type": "yarn", "rope_theta": 300.0, "factor": 4.0, "beta_fast": 3.0}
+YARN |= {"beta_slow": 0.5, "original_max_position_embeddings": 16}
+DEEPSEEK = {
+    "vocab_size": VOCAB,
+    "hidden_size": 44,
+    "intermediate_size": 56,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 4,
+    "first_k_dense_replace": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "q_lora_rank": 14,
+    "kv_lora_rank": 18,
+    "qk_nope_head_dim": 7,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 9,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 4,
+    "n_shared_experts": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "max_position_embeddings": 64,
+    "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.7},
+    "rms_norm_eps": 1e-4,
+}
 CASES = {
+    "deepseek-v3": ("DeepseekV3", DEEPSEEK),
+    "deepseek-v3, all that may be otherwise": (
+        "DeepseekV3",
+        DEEPSEEK
+        | {"q_lora_rank": None, "attention_bias": True, "rope_interleave": False, "n_group": 1}
+        | {"topk_group": 1, "norm_topk_prob": False, "rope_parameters": {"rope_type": "default"}}
+        | {"first_k_dense_replace": 0, "num_hidden_layers": 2, "tie_word_embeddings": True},
+    ),
     "opt": ("OPT", OPT),
     "opt-350m": ("OPT", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 20}),
     "opt without a last norm": ("OPT", OPT | {"_remove_final_layer_norm": True}),
@@ -101,6 +134,7 @@ CASES = {
         },
     ),
     "qwen2": ("Qwen2", QWEN | {"tie_word_embeddings": True}),
+    "qwen2, stretched": ("Qwen2", QWEN | {"rope_parameters": YARN}),
     "qwen3 with experts": ("Qwen3Moe", QWEN_MOE),
     "qwen3 with experts, normalised": ("Qwen3Moe", QWEN_MOE | {"norm_topk_prob": True}),
     "gemma2": ("Gemma2", GEMMA | {"num_hidden_layers": 3}),
@@ -148,6 +182,9 @@ def randomised(model):
             noise = torch.randn(parameter.shape, generator=generator)
             is_scale = ("norm" in name or "ln_" in name) and name.endswith("weight")
             parameter.copy_(1 + 0.4 * noise if is_scale else 0.2 * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
     return model.eval()
 
 

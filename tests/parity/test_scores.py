@@ -36,6 +36,7 @@ NAMES = (
     "gpt-neo",
     "qwen2",
     "qwen3 with experts",
+    "deepseek-v3",
     "gemma2",
     "gemma3",
     "olmo2",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from examples import packed_batch, random_params, with_mixer
 
-from instar.families import gpt3, llama, mixtral
+from instar.families import deepseek_v3, gpt3, llama, mixtral
 from instar.models.language_model import LanguageModel
 from instar.models.transformer import Execution
 from instar.objectives.language import next_token_sums
@@ -54,9 +54,28 @@ SPECS = {
         router_bias=True,
     ),
 }
+SPECS["deepseek"] = deepseek_v3.deepseek_v3(
+    depth=2,
+    width=16,
+    heads=8,
+    head_dim=6,
+    rotary_dim=4,
+    value_dim=5,
+    rank=8,
+    query_rank=16,
+    mlp_width=16,
+    expert_width=8,
+    vocab_size=40,
+    experts=8,
+    experts_per_token=2,
+    groups=4,
+    top_groups=2,
+    scale=1.5,
+)
 # A device along `context` has tokens of both ends of a row, and a window goes past its pieces.
 SPECS["windowed"] = with_mixer(SPECS["llama"], window=5)
 OPTIMIZERS = {"gpt3": "adamw", "llama": "muon", "windowed": "muon", "mixtral": "muon"}
+OPTIMIZERS["deepseek"] = "muon"
 ONE = MeshConfig(1, 1, 1)
 MESHES = {
     "slice": MeshConfig(slice=8),
@@ -89,6 +108,8 @@ def families_on(mesh: str) -> list[str]:
     axes = mesh.split("-")
     # Where experts lie apart, other models lay out their batch as elsewhere.
     found = ["mixtral"] if "expert" in axes else ["gpt3", "llama"]
+    if "expert" in axes and "tensor" in axes:
+        found.append("deepseek")
     return found + ["windowed"] * ("context" in axes and "fsdp" in axes)
 
 

@@ -14,7 +14,7 @@ from instar.sharding.mesh import MeshConfig, make_mesh
 from instar.sharding.ring_attention import ring_attention
 from instar.sharding.rules import row_sharding
 
-BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 2, 24, 6, 2, 5
+BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM, VALUE_DIM = 2, 24, 6, 2, 5, 4
 MESH = MeshConfig(fsdp=1, context=4, tensor=2)
 PREFIX = np.array([2, 5], np.int32)
 OPTIONS = {
@@ -33,14 +33,14 @@ def draw(seed: int, length: int = LENGTH) -> tuple[dict, dict]:
     """Random places in no order at all, so that nothing but the contract is relied on."""
     rng = np.random.default_rng(seed)
 
-    def floats(heads: int) -> np.ndarray:
-        return rng.standard_normal((BATCH, length, heads, HEAD_DIM))
+    def floats(heads: int, size: int = HEAD_DIM) -> np.ndarray:
+        return rng.standard_normal((BATCH, length, heads, size))
 
     positions = rng.integers(0, 10, (BATCH, length)).astype(np.int32)
     segments = rng.integers(0, 3, (BATCH, length)).astype(np.int32)
     places = {"positions": positions, "kv_positions": positions}
     places |= {"segment_ids": segments, "kv_segment_ids": segments}
-    return {"q": floats(HEADS), "k": floats(KV_HEADS), "v": floats(KV_HEADS)}, places
+    return {"q": floats(HEADS), "k": floats(KV_HEADS), "v": floats(KV_HEADS, VALUE_DIM)}, places
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -48,7 +48,8 @@ def test_a_ring_computes_what_the_reference_does(name):
     with jax.enable_x64(True):
         floats, places = draw(1)
         real = (places["segment_ids"] > 0)[..., None, None]
-        to_out = np.random.default_rng(2).standard_normal(floats["q"].shape)
+        shape = (BATCH, LENGTH, HEADS, VALUE_DIM)
+        to_out = np.random.default_rng(2).standard_normal(shape)
 
         def run(way):
             def loss(floats):

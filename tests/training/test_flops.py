@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from instar.families import gpt3, llama, mixtral
+from instar.families import deepseek_v3, gpt3, llama, mixtral
 from instar.models.language_model import LanguageModel
 from instar.models.spec import ModelSpec
 from instar.training.flops import (
@@ -33,6 +33,10 @@ def windowed(spec: ModelSpec, window: int) -> ModelSpec:
 
 TINY_GPT = gpt3.gpt3(depth=2, width=24, heads=3, vocab_size=50, max_positions=16)
 TINY_LLAMA = llama.llama(depth=2, width=32, heads=4, kv_heads=2, mlp_width=56, vocab_size=50)
+_TINY = {"depth": 2, "width": 32, "heads": 4, "mlp_width": 18, "experts": 4, "vocab_size": 50}
+_TINY |= {"experts_per_token": 2}
+TINY_DENSE_DEEPSEEK = deepseek_v3.deepseek_v3(**_TINY, dense_layers=2, value_dim=6)
+TINY_DEEPSEEK = deepseek_v3.deepseek_v3(**_TINY, value_dim=6, query_rank=12)
 VARIANTS = [
     pytest.param(TINY_GPT, id="gpt"),
     pytest.param(TINY_LLAMA, id="llama-gqa"),
@@ -60,6 +64,8 @@ VARIANTS = [
         mixtral.mixtral(depth=2, width=32, heads=4, mlp_width=9, vocab_size=50, router_bias=True),
         id="experts",
     ),
+    pytest.param(TINY_DEEPSEEK, id="latents"),
+    pytest.param(deepseek_v3.deepseek_v3(**_TINY, bias=True), id="latents-biased"),
 ]
 
 
@@ -134,7 +140,7 @@ def dot_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
     return total
 
 
-@pytest.mark.parametrize("spec", [TINY_GPT, TINY_LLAMA])
+@pytest.mark.parametrize("spec", [TINY_GPT, TINY_LLAMA, TINY_DENSE_DEEPSEEK])
 def test_formula_is_what_the_program_multiplies(spec: ModelSpec):
     """The program computes every score and masks half of them; the formula counts the half."""
     length = 16

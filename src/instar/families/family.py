@@ -64,6 +64,7 @@ class Family:
       variants: what a published size has besides, as further arguments of `build`; vocabulary and
         positions are the tokenizer's and the training's.
       options: the fields of `registry.ModelConfig` that it has beyond those of every family.
+      without: those of every other family that it has not.
       hub, gguf: the formats in which its weights are found elsewhere.
     """
 
@@ -72,5 +73,6 @@ class Family:
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     hub: HubFormat | None = None
     gguf: GgufFormat | None = None

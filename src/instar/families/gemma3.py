@@ -6,7 +6,8 @@ from typing import Any
 from instar.families import gemma, llama
 from instar.families.family import Family, HubFormat
 from instar.families.hub_config import HubConfig
-from instar.models.spec import Attention, LinearScaling, ModelSpec, Rotary
+from instar.models.rotary import LinearScaling, Rotary
+from instar.models.spec import Attention, ModelSpec
 
 
 def gemma3(

@@ -32,13 +32,15 @@ class HubConfig:
         """Whether the field is there and not null."""
         return self._fields.get(name) is not None
 
-    def integer(self, name: str, default: Any = _MISSING, most: int = 2**31 - 1) -> int:
-        """A whole number from 1 to `most`."""
+    def integer(
+        self, name: str, default: Any = _MISSING, most: int = 2**31 - 1, least: int = 1
+    ) -> int:
+        """A whole number from `least` to `most`."""
         value = self._get(name, default)
         if value is default:
             return value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.error(name, f"must be a whole number of at least 1, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self.error(name, f"must be a whole number of at least {least}, not {value!r}")
         if value > most:
             raise self.error(name, f"must be at most {most:,}, not {reprlib.repr(value)}")
         return value

@@ -10,13 +10,13 @@ there is no concern of the tables, but for a number in the tensor's name.
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import einops
 import numpy as np
 
-from instar.models.spec import Experts, Layer, ModelSpec, Norm
+from instar.models.spec import Attention, Experts, Latent, Layer, ModelSpec, Norm
 
 Shape = tuple[int, ...]
 Sizes = dict[str, int]
@@ -88,12 +88,16 @@ class Layout:
       layer: those of one layer.
       ignored: names (regular expressions, matched whole) that may be there and hold nothing new.
       prefix: what a checkpoint of the bare model leaves out before each name.
+      further: of layers behind the last one that predict tokens further ahead, and are left out:
+        what the names of a layer's tensors begin with, and the name below that of one tensor by
+        which such a layer is known.
     """
 
     outer: Callable[[ModelSpec], list[Tensor]]
     layer: Callable[[Layer], list[Tensor]]
     ignored: tuple[str, ...] = ()
     prefix: str = ""
+    further: tuple[str, str] | None = None
 
     def tensors(self, spec: ModelSpec) -> "Iterator[Placed]":
         """Every tensor of a model, with where its parameters lie."""
@@ -113,6 +117,16 @@ class Layout:
                         name = tensor.name.format(layer=number, expert=expert)
                         yield Placed(name, tensor, sizes, stem, (index, expert))
             first += repeat * len(period)
+
+    def ignores(self, name: str, stored: Collection[str], spec: ModelSpec) -> bool:
+        """Whether a tensor may be there that no part of the model is made from."""
+        if any(re.fullmatch(rule, name) for rule in self.ignored):
+            return True
+        if self.further is None:
+            return False
+        stem, mark = self.further
+        found = re.match(re.escape(stem).replace(r"\{layer\}", r"(\d+)"), name)
+        return found is not None and int(found[1]) >= spec.depth and f"{found[0]}{mark}" in stored
 
 
 @dataclass(frozen=True)
@@ -144,17 +158,26 @@ def sizes_of(spec: ModelSpec, layer: Layer | None) -> Sizes:
         mixer, mlp = layer.mixer, layer.mlp
         if isinstance(mlp, Experts):
             sizes |= {"experts": mlp.count}
+            sizes |= {} if mlp.shared is None else {"shared": mlp.shared.width}
             mlp = mlp.expert
-        sizes |= {
-            "heads": mixer.heads,
-            "kv_heads": mixer.kv_heads,
-            "group": mixer.heads // mixer.kv_heads,
-            "quarter": mixer.heads // 4,
-            "head_dim": mixer.head_dim,
-            "half": mixer.head_dim // 2,
-            "mlp": mlp.width,
-        }
+        sizes |= {"mlp": mlp.width, "heads": mixer.heads, "head_dim": mixer.head_dim}
+        sizes |= _latent_sizes(mixer) if isinstance(mixer, Latent) else _head_sizes(mixer)
     return sizes
+
+
+def _head_sizes(mixer: Attention) -> Sizes:
+    return {
+        "kv_heads": mixer.kv_heads,
+        "group": mixer.heads // mixer.kv_heads,
+        "quarter": mixer.heads // 4,
+        "half": mixer.head_dim // 2,
+    }
+
+
+def _latent_sizes(mixer: Latent) -> Sizes:
+    sizes = {"latent": mixer.cached_dim, "rank": mixer.rank, "query_rank": mixer.query_rank}
+    sizes |= {"query_dim": mixer.query_dim, "value_dim": mixer.value_dim}
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def _sides(pattern: str) -> tuple[str, str]:

@@ -9,17 +9,8 @@ from instar.errors import UserError
 from instar.families.family import Family, GgufFormat, HubFormat
 from instar.families.hub_config import MOST_LAYERS, HubConfig
 from instar.families.layout import Layout, Tensor, linear, norm, table
-from instar.models.layers import frequencies_of
-from instar.models.spec import (
-    Attention,
-    Layer,
-    LinearScaling,
-    Llama3Scaling,
-    Mlp,
-    ModelSpec,
-    Norm,
-    Rotary,
-)
+from instar.models.rotary import LinearScaling, Llama3Scaling, Rotary, Yarn, frequencies_of
+from instar.models.spec import Attention, Layer, Mlp, ModelSpec, Norm
 
 # Layers, width, heads, width of the MLP. "2-" is LLaMA 2 (Touvron et al. 2023, 2307.09288; the one
 # of 34B was published as Code Llama's, 2308.12950), "3-" Llama 3 (2407.21783, table 3).
@@ -145,7 +136,7 @@ def read_rotary(config: HubConfig, positions: int) -> Rotary:
         return Rotary(theta)
     section = config.section(name)
     section.expect(partial_rotary_factor=1.0)
-    kinds = {"default": None, "linear": _read_linear, "llama3": _read_llama3}
+    kinds = {"default": None, "linear": _read_linear, "llama3": _read_llama3, "yarn": _read_yarn}
     read = section.choice("rope_type" if section.has("rope_type") else "type", kinds, "default")
     scaling = None if read is None else read(section, positions)
     return Rotary(section.number("rope_theta", theta), scaling=scaling)
@@ -161,6 +152,22 @@ def _read_llama3(section: HubConfig, positions: int) -> Llama3Scaling:
         raise section.error("low_freq_factor", f"({low}) must be below high_freq_factor ({high})")
     original = section.integer("original_max_position_embeddings", positions)
     return Llama3Scaling(section.number("factor"), low, high, original)
+
+
+def _read_yarn(section: HubConfig, positions: int) -> Yarn:
+    section.expect(truncate=True)
+    fast, slow = section.number("beta_fast", 32.0), section.number("beta_slow", 1.0)
+    if slow >= fast:
+        raise section.error("beta_slow", f"({slow}) must be below beta_fast ({fast})")
+    return Yarn(
+        section.number("factor"),
+        section.integer("original_max_position_embeddings"),
+        fast=fast,
+        slow=slow,
+        mscale=section.number("mscale", 0.0, zero=True),
+        mscale_all_dim=section.number("mscale_all_dim", 0.0, zero=True),
+        attention_factor=section.number("attention_factor", None),
+    )
 
 
 def write_llama_config(spec: ModelSpec) -> dict[str, Any]:
@@ -211,6 +218,16 @@ def write_rotary(rotary: Rotary) -> dict[str, Any]:
             "high_freq_factor": scaling.high,
             "original_max_position_embeddings": scaling.positions,
         }
+    if isinstance(scaling, Yarn):
+        parameters = {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.positions,
+            "beta_fast": scaling.fast,
+            "beta_slow": scaling.slow,
+        }
+        stated = ("mscale", "mscale_all_dim", "attention_factor")
+        parameters |= {name: getattr(scaling, name) for name in stated if getattr(scaling, name)}
     return {
         "rope_theta": rotary.theta,
         "rope_scaling": None if scaling is None else parameters,
@@ -235,14 +252,21 @@ def layer_tensors(layer: Layer) -> list[Tensor]:
         *linear(f"{stem}self_attn.v_proj", "mixer.value", "embed", "kv_heads head_dim", mixer.bias),
         *linear(f"{stem}self_attn.o_proj", "mixer.out", "heads head_dim", "embed", mixer.out_bias),
         *norm(f"{stem}post_attention_layernorm", "mlp_norm", layer.norm),
-        *linear(f"{stem}mlp.gate_proj", "mlp.gate", "embed", "mlp", mlp.bias),
-        *linear(f"{stem}mlp.up_proj", "mlp.up", "embed", "mlp", mlp.bias),
-        *linear(f"{stem}mlp.down_proj", "mlp.down", "mlp", "embed", mlp.bias),
+        *mlp_tensors(f"{stem}mlp.", "mlp", mlp.bias),
     ]
     if mixer.qk_norm is not None:
         tensors += norm(f"{stem}self_attn.q_norm", "mixer.query_norm", mixer.qk_norm, "head_dim")
         tensors += norm(f"{stem}self_attn.k_norm", "mixer.key_norm", mixer.qk_norm, "head_dim")
     return tensors
+
+
+def mlp_tensors(stem: str, path: str, bias: bool = False, width: str = "mlp") -> list[Tensor]:
+    """A gated MLP, whose axis between its matrices is called `width`."""
+    return [
+        *linear(f"{stem}gate_proj", f"{path}.gate", "embed", width, bias),
+        *linear(f"{stem}up_proj", f"{path}.up", "embed", width, bias),
+        *linear(f"{stem}down_proj", f"{path}.down", width, "embed", bias),
+    ]
 
 
 # A tied model may store its head as well.
@@ -308,7 +332,9 @@ def gguf_adapt(
     """What llama.cpp says of the scaling of rotary positions."""
     config = {"rope_scaling": None}
     kind = metadata.get("llama.rope.scaling.type")
-    if kind not in (None, "none"):
+    if kind not in (None, "none", "linear"):
+        raise UserError(f"{source}: rope.scaling.type {kind!r} is not supported")
+    if kind == "linear":
         factor = metadata.get("llama.rope.scaling.factor")
         config["rope_scaling"] = {"rope_type": kind, "factor": factor}
     if "rope_freqs.weight" in stored:

@@ -72,14 +72,7 @@ def layer_tensors(layer: Layer) -> list[Tensor]:
     stem = "model.layers.{layer}.mlp."
     tensors = [tensor for tensor in one if ".mlp." not in tensor.name]
     tensors += linear(f"{stem}gate", "mlp.router", "embed", "experts")
-    for name, inputs, outputs in (
-        ("gate", "embed", "mlp"),
-        ("up", "embed", "mlp"),
-        ("down", "mlp", "embed"),
-    ):
-        expert = f"{stem}experts.{{expert}}.{name}_proj"
-        tensors += linear(expert, f"mlp.{name}", inputs, outputs)
-    return tensors
+    return tensors + llama.mlp_tensors(f"{stem}experts.{{expert}}.", "mlp")
 
 
 FAMILY = Family(

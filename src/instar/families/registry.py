@@ -71,6 +71,9 @@ class ModelConfig:
                     f"model.{name} is nothing that {self.family} has: leave it out, or choose "
                     f"model.family {' or '.join(having)}"
                 )
+        for name in FAMILIES[self.family].without:
+            if getattr(self, name) is not None:
+                raise UserError(f"model.{name} is nothing that {self.family} has: leave it out")
         sizes = FAMILIES[self.family].sizes
         if self.size is not None and self.size not in sizes:
             choices = (

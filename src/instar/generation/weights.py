@@ -8,7 +8,7 @@ import jax
 
 from instar.models.language_model import LanguageModel, Params
 from instar.models.parameters import Axes
-from instar.models.spec import Layer, ModelSpec
+from instar.models.spec import Attention, Layer, ModelSpec
 
 
 def for_decoding(model: LanguageModel, params: Params) -> tuple[LanguageModel, Params]:
@@ -49,6 +49,8 @@ def with_kv_heads(spec: ModelSpec, least: int) -> ModelSpec:
     """The spec of a model whose heads of keys and values are repeated until there are so many."""
 
     def change(layer: Layer) -> Layer:
+        if not isinstance(layer.mixer, Attention):
+            return layer
         heads = max(layer.mixer.kv_heads, least)
         return dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, kv_heads=heads))
 

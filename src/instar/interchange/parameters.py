@@ -1,7 +1,6 @@
 """Between the tensors of a foreign checkpoint and our tree of parameters, one array at a time."""
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -108,7 +107,7 @@ def _check(placed: Placed, stored: StoredTensors, source: object) -> None:
 def _check_surplus(layout: Layout, stored: StoredTensors, spec: ModelSpec, source: object) -> None:
     known = {placed.name for placed in layout.tensors(spec)}
     for name in stored:
-        if name not in known and not any(re.fullmatch(rule, name) for rule in layout.ignored):
+        if name not in known and not layout.ignores(name, stored, spec):
             raise UserError(
                 f"{source} holds the tensor {name}, which no part of this model is made from"
             )

@@ -100,8 +100,12 @@ def _open_hub_folder(folder: Path) -> ForeignModel:
     if fields is None:
         raise UserError(f"{folder} has no {CONFIG}: it is no model of Hugging Face's")
     family = _family_of(fields, folder / CONFIG)
+    _refuse_quantised(fields, folder / CONFIG)
     spec = family.hub.read_config(HubConfig(fields, str(folder / CONFIG)))
-    spec.check()
+    try:
+        spec.check()
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from None
     has_tokenizer = any((folder / name).exists() for name in TOKENIZER_FILES)
     tokenizer = load_tokenizer(folder) if has_tokenizer else None
     stop_ids = tuple(_stop_ids(folder, fields, tokenizer))
@@ -125,6 +129,18 @@ def _family_of(fields: Mapping[str, Any], source: Path) -> Family:
     known = sorted({name for family in forms for name in family.hub.model_types})
     raise UserError(
         f"{source}: model_type {kind!r} is none of those that can be read: {', '.join(known)}"
+    )
+
+
+def _refuse_quantised(fields: Mapping[str, Any], source: Path) -> None:
+    found = fields.get("quantization_config")
+    if found is None:
+        return
+    method = found.get("quant_method") if isinstance(found, Mapping) else found
+    raise UserError(
+        f"{source}: quantization_config says that the weights are quantised ({method}), which is "
+        "not read: convert them to bfloat16 first, without that field (DeepSeek's fp8_cast_bf16.py "
+        "does that for fp8)"
     )
 
 

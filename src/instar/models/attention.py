@@ -95,7 +95,8 @@ def attend(
     for float64 inputs).
 
     Args:
-      q: [B, S, heads, D]. k, v: [B, T, kv_heads, D]; `heads` is a multiple of `kv_heads`.
+      q: [B, S, heads, D]. k: [B, T, kv_heads, D], v: [B, T, kv_heads, V]; `heads` is a multiple of
+        `kv_heads`.
       positions, segment_ids: int [B, S] of the queries. kv_*: int [B, T] of the keys.
       scale: multiplies q.k; 1/sqrt(D) where None.
       softcap: c gives c * tanh(logits / c) (Gemma 2, 2408.00118, section 2).
@@ -103,7 +104,7 @@ def attend(
       bias_rounded: whether its biases are those of Falcon RW (see `alibi`).
 
     Returns:
-      [B, S, heads, D] in q's dtype.
+      [B, S, heads, V] in q's dtype.
     """
     batch, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
@@ -124,8 +125,8 @@ def attend(
     mask = visible(positions, kv_positions, segment_ids, kv_segment_ids, window, prefix_length)
     logits = jnp.where(mask[:, None, None], logits, MASKED)
     mixed = weighted_mean(logits.reshape(*rows.shape[:-1], k.shape[2]), v)
-    mixed = mixed.reshape(batch, kv_heads, group, length, head_dim)
-    return jnp.moveaxis(mixed, 3, 1).reshape(batch, length, heads, head_dim)
+    mixed = mixed.reshape(batch, kv_heads, group, length, v.shape[-1])
+    return jnp.moveaxis(mixed, 3, 1).reshape(batch, length, heads, v.shape[-1])
 
 
 def alibi(

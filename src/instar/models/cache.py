@@ -1,4 +1,4 @@
-"""The cache of keys and values: a pytree that carries its own positions and segments."""
+"""The cache of what attention reads: a pytree that carries its own positions and segments."""
 
 import dataclasses
 from typing import NamedTuple
@@ -10,14 +10,16 @@ from instar.errors import UserError
 from instar.models.prefix import NOWHERE
 from instar.models.spec import Layer, ModelSpec
 
-LayerCache = tuple[jax.Array, jax.Array]
+LayerCache = tuple[jax.Array, ...]
 
 
 class Keys(NamedTuple):
-    """Keys and values [B, T, kv_heads, D], and where their tokens are: int32 [B, T] each."""
+    """What a mixer keeps of tokens, keys and values or latents, and where the tokens are.
 
-    k: jax.Array
-    v: jax.Array
+    Arrays [B, T, kv_heads, D]; int32 [B, T] each.
+    """
+
+    kept: tuple[jax.Array, ...]
     positions: jax.Array
     segment_ids: jax.Array
 
@@ -25,14 +27,15 @@ class Keys(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values of what was read so far, a slot for each token, right-padded by row.
+    """What later tokens need of those read so far, a slot for each, right-padded by row.
 
-    `layers[group][layer of the period]` is (k, v), each [repeat, B, kv_heads, size, D]: in the
-    order in which the products of attention read them, so that a step copies nothing around. Their
-    size is the capacity, or that of the layer's window where this is less: a ring of the last
-    tokens, of which number n of a row, from 0 on, lies at n mod size. `positions` and `segment_ids`
-    are int32 [B, capacity], of all tokens; segment 0 marks an empty slot, so that the attention
-    contract alone decides what is visible. `length` int32 [B] is the next free slot.
+    `layers[group][layer of the period]` is what the layer's mixer keeps, keys and values or
+    latents: arrays [repeat, B, kv_heads, size, D], in the order in which the products of attention
+    read them, so that a step copies nothing around. Their size is the capacity, or that of the
+    layer's window where this is less: a ring of the last tokens, of which number n of a row, from 0
+    on, lies at n mod size. `positions` and `segment_ids` are int32 [B, capacity], of all tokens;
+    segment 0 marks an empty slot, so that the attention contract alone decides what is visible.
+    `length` int32 [B] is the next free slot.
     `marks` int32 [B, ...] tell where a prefix ends (see `instar.models.prefix`), if there are any.
     """
 
@@ -63,9 +66,9 @@ def init_cache(
         mixer = layer.mixer
         # What a prefix shows to all of a text is no matter of distance.
         windowed = mixer.window is not None and spec.prefix is None
-        size = min(mixer.window, capacity) if windowed else capacity
-        shape = (repeat, batch, max(mixer.kv_heads, parts), size, mixer.head_dim)
-        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+        slots = min(mixer.window, capacity) if windowed else capacity
+        kept = mixer.cached(parts)
+        return tuple(jnp.zeros((repeat, batch, n, slots, size), dtype) for n, size in kept)
 
     zeros = jnp.zeros((batch, capacity), jnp.int32)
     layers = tuple(tuple(empty(n, layer) for layer in period) for n, period in spec.layers)
@@ -89,9 +92,9 @@ def write(buffer: jax.Array, slots: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def write_layer(
-    cache: LayerCache, index: jax.Array, slots: jax.Array, k: jax.Array, v: jax.Array
+    cache: LayerCache, index: jax.Array, slots: jax.Array, kept: tuple[jax.Array, ...]
 ) -> LayerCache:
-    """Puts k and v [B, S, kv_heads, D] at `slots` [B, S] of the repetition `index`, or drops them.
+    """Puts arrays [B, S, kv_heads, D] at `slots` [B, S] of the repetition `index`, or drops them.
 
     Under a loop over layers that carries the cache, this is an update in place.
     """
@@ -100,22 +103,22 @@ def write_layer(
         # A second token, which is dropped: of one alone XLA's CPU backend makes another operation,
         # merges that with what reads the cache, and then has to copy the cache.
         slots = jnp.pad(slots, ((0, 0), (0, 1)), constant_values=cache[0].shape[3])
-        k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (k, v))
+        kept = tuple(jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in kept)
 
     def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
         return buffer.at[index, rows, :, slots].set(values.astype(buffer.dtype), mode="drop")
 
-    return put(cache[0], k), put(cache[1], v)
+    return tuple(map(put, cache, kept))
 
 
 def read_layer(cache: LayerCache, index: jax.Array) -> LayerCache:
-    """The keys and values of the repetition `index`, each [B, size, kv_heads, D]."""
+    """What is kept of the repetition `index`: arrays [B, size, kv_heads, D]."""
 
     def take(buffer: jax.Array) -> jax.Array:
         layer = jax.lax.dynamic_index_in_dim(buffer, index, axis=0, keepdims=False)
         return layer.swapaxes(1, 2)
 
-    return take(cache[0]), take(cache[1])
+    return tuple(map(take, cache))
 
 
 def extend_layer(
@@ -130,18 +133,18 @@ def extend_layer(
     """
     size, capacity = layer[0].shape[3], cache.positions.shape[1]
     if size == capacity:
-        written = write_layer(layer, index, slots, new.k, new.v)
-        return Keys(*read_layer(written, index), cache.positions, cache.segment_ids), written
+        written = write_layer(layer, index, slots, new.kept)
+        return Keys(read_layer(written, index), cache.positions, cache.segment_ids), written
     after = cache.length[:, None]
     lasting = (slots < capacity) & (slots >= after - size)
-    written = write_layer(layer, index, jnp.where(lasting, slots % size, size), new.k, new.v)
+    written = write_layer(layer, index, jnp.where(lasting, slots % size, size), new.kept)
     if slots.shape[1] == 1:
-        return Keys(*read_layer(written, index), *_places_in_ring(cache, size, after)), written
+        return Keys(read_layer(written, index), *_places_in_ring(cache, size, after)), written
     # Of several tokens the first see some whose slots the last take: the ring is read before.
     before = after - (new.segment_ids > 0).sum(axis=1, keepdims=True, dtype=jnp.int32)
-    old = Keys(*read_layer(layer, index), *_places_in_ring(cache, size, before))
-    both = (jnp.concatenate([x, y.astype(x.dtype)], axis=1) for x, y in zip(old, new, strict=True))
-    return Keys(*both), written
+    old = Keys(read_layer(layer, index), *_places_in_ring(cache, size, before))
+    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], axis=1), old, new)
+    return both, written
 
 
 def _places_in_ring(cache: KVCache, size: int, length: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -156,7 +159,7 @@ def _places_in_ring(cache: KVCache, size: int, length: jax.Array) -> tuple[jax.A
 
 
 def advance(cache: KVCache, slots: jax.Array, positions: jax.Array, segments: jax.Array) -> KVCache:
-    """The cache after new tokens took their slots; keys and values are written layer by layer."""
+    """The cache after new tokens took their slots; what mixers keep is written layer by layer."""
     return dataclasses.replace(
         cache,
         positions=write(cache.positions, slots, positions),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from instar.models import spec as specs
-from instar.models.layers import ACTIVATIONS, Projection
+from instar.models.layers import ACTIVATIONS, Mlp, Projection
 from instar.models.matmul import matmul
 from instar.models.parameters import Initialization, normal, param
 
@@ -27,6 +27,9 @@ Dispatch = Callable[[jax.Array, jax.Array, jax.Array, Kernels, specs.Experts], j
 # (rows [N, embed], sizes int [experts]) -> [N, embed]; see `expert_mlp`
 Compute = Callable[[jax.Array, jax.Array], jax.Array]
 Product = Callable[[jax.Array, jax.Array], jax.Array]
+
+# Added to a sum of scores before it divides them: sigmoids may all be 0 (DeepSeek-V3's code).
+LEAST_SUM = 1e-20
 
 
 # --- The choice ---------------------------------------------------------------------------------
@@ -48,10 +51,12 @@ def route(
     """
     scores = jax.nn.softmax(logits) if spec.score == "softmax" else jax.nn.sigmoid(logits)
     preferred = jax.lax.stop_gradient(scores)
-    chosen = best_of(preferred if bias is None else preferred + bias, spec.top_k)
+    preferred = preferred if bias is None else preferred + bias
+    chosen = best_of(in_best_groups(preferred, spec), spec.top_k)
     weights = jnp.take_along_axis(scores, chosen, axis=-1)
     if spec.normalise:
-        weights /= weights.sum(-1, keepdims=True)
+        weights /= weights.sum(-1, keepdims=True) + LEAST_SUM
+    weights *= spec.scale
     chosen = jnp.where(real[..., None], chosen, spec.count)
     shares = scores if spec.score == "softmax" else scores / scores.sum(-1, keepdims=True)
     log_z = jax.nn.logsumexp(logits, axis=-1)
@@ -62,6 +67,17 @@ def route(
         "tokens": real.sum(dtype=logits.dtype),
     }
     return chosen, weights, statistics
+
+
+def in_best_groups(scores: jax.Array, spec: specs.Experts) -> jax.Array:
+    """The scores [..., experts], -inf in all but the groups with the best two (`spec.Experts`)."""
+    if spec.groups == 1:
+        return scores
+    grouped = scores.reshape(*scores.shape[:-1], spec.groups, -1)
+    best_two = jnp.take_along_axis(grouped, best_of(grouped, 2), axis=-1)
+    best = best_of(best_two.sum(-1), spec.top_groups)
+    inside = jax.nn.one_hot(best, spec.groups, dtype=bool).any(-2)
+    return jnp.where(inside[..., None], grouped, -jnp.inf).reshape(scores.shape)
 
 
 def best_of(scores: jax.Array, count: int) -> jax.Array:
@@ -225,7 +241,7 @@ class Stack(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """Several MLPs, each of which reads the tokens that a router gives to it."""
+    """Several MLPs that read the tokens that a router gives to each; and one that reads all."""
 
     def __init__(
         self,
@@ -246,6 +262,8 @@ class Experts(nnx.Module):
         if spec.expert.gated:
             self.gate = Stack(spec.count, embed, mlp, **options)
         self.down = Stack(spec.count, mlp, embed, scale=residual_scale, **options)
+        if spec.shared is not None:
+            self.shared = Mlp(spec.shared, width, residual_scale=residual_scale, **options)
 
     def __call__(
         self, x: jax.Array, real: jax.Array, dispatch: Dispatch
@@ -256,4 +274,5 @@ class Experts(nnx.Module):
         chosen, weights, statistics = route(logits, bias, self.spec, real)
         names = ("up", "gate", "down") if self.spec.expert.gated else ("up", "down")
         kernels = {name: getattr(self, name).kernel[...].astype(x.dtype) for name in names}
-        return dispatch(x, chosen, weights, kernels, self.spec), statistics
+        y = dispatch(x, chosen, weights, kernels, self.spec)
+        return y if self.spec.shared is None else y + self.shared(x), statistics

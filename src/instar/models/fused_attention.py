@@ -33,16 +33,16 @@ class Kernel:
       chips: how JAX's names of the devices begin that have it.
       attend: the contract, with no arguments but the places and `honours`.
       honours: the optional arguments of the contract that it takes.
-      limits: what is wrong with the queries for it, if anything is.
+      limits: what is wrong with queries and values for it, if anything is.
     """
 
     name: str
     chips: str
     attend: Attend
     honours: tuple[str, ...]
-    limits: Callable[[jax.Array], str | None]
+    limits: Callable[[jax.Array, jax.Array], str | None]
 
-    def refuses(self, q: jax.Array, asked: dict) -> str | None:
+    def refuses(self, q: jax.Array, v: jax.Array, asked: dict) -> str | None:
         """Which argument of a call `attend(q, k, v, **asked)` it cannot honour; None if all."""
         for name, value in asked.items():
             if value is not None and name not in PLACES + self.honours:
@@ -50,7 +50,7 @@ class Kernel:
         for name in ("positions", "segment_ids"):
             if asked[f"kv_{name}"] is not asked[name]:
                 return f"kv_{name} that are not {name}, as those of a cache"
-        return self.limits(q)
+        return self.limits(q, v)
 
 
 def in_order(positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -97,13 +97,15 @@ def cudnn_attend(
     return _or_nan(out, positions, segment_ids)
 
 
-def cudnn_limits(q: jax.Array) -> str | None:
-    """What is wrong with the queries for cuDNN, on the oldest GPU that has its kernel (Ampere)."""
+def cudnn_limits(q: jax.Array, v: jax.Array) -> str | None:
+    """What is wrong with queries or values for cuDNN, on the oldest GPU that has it (Ampere)."""
     length, head_dim = q.shape[1], q.shape[3]
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"q of {q.dtype}: it computes in bfloat16 and float16"
     if head_dim % 8 or head_dim > 128:
         return f"q with heads of {head_dim}: they must be a multiple of 8, up to 128"
+    if v.shape[3] != head_dim:
+        return f"v with heads of {v.shape[3]} beside q with heads of {head_dim}"
     if length % 2:
         return f"q with {length} tokens a row: their number must be even"
     return None
@@ -153,8 +155,8 @@ def splash_attend(
     return _or_nan(out.swapaxes(1, 2), positions, segment_ids)
 
 
-def splash_limits(q: jax.Array) -> str | None:
-    """What is wrong with the queries for splash."""
+def splash_limits(q: jax.Array, v: jax.Array) -> str | None:
+    """What is wrong with queries or values for splash."""
     if q.dtype not in (jnp.bfloat16, jnp.float32):
         return f"q of {q.dtype}: it computes in bfloat16 and float32"
     if q.shape[1] % LANES:

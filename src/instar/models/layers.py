@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from instar.models import spec as specs
@@ -14,7 +12,6 @@ from instar.models.matmul import matmul
 from instar.models.parameters import Initialization, normal, param
 
 Sides = tuple[tuple[str, int], ...]
-Turns = tuple[jax.Array, jax.Array]
 Spread = Callable[[jax.Array, int], jax.Array]  # (weights, the axis of heads) -> more heads
 
 
@@ -73,110 +70,6 @@ class Projection(nnx.Module):
         # Rows stay apart: a mesh that splits batch and sequence cannot split the two merged.
         y = matmul(x.reshape(*rows, size), kernel.reshape(size, -1)).reshape(rows + outputs)
         return y if bias is None else y + bias
-
-
-def frequencies_of(rotary: specs.Rotary, size: int) -> np.ndarray:
-    """By how many radians each pair of the `size` rotated elements turns a position: [size/2]."""
-    frequencies = rotary.theta ** (-np.arange(0, size, 2) / size)
-    if rotary.rounded:
-        frequencies = frequencies.astype(np.float16).astype(np.float64)
-    scaling = rotary.scaling
-    if isinstance(scaling, specs.LinearScaling):
-        return frequencies / scaling.factor
-    if isinstance(scaling, specs.Llama3Scaling):
-        waves = scaling.positions * frequencies / (2 * np.pi)  # in the original positions
-        kept = np.clip((waves - scaling.low) / (scaling.high - scaling.low), 0, 1)
-        return frequencies * (kept + (1 - kept) / scaling.factor)
-    return frequencies
-
-
-def turns_of(positions: jax.Array, rotary: specs.Rotary, head_dim: int, dtype: jnp.dtype) -> Turns:
-    """The cosines and sines by which heads turn at int positions [B, S]: each [B, S, 1, D/2].
-
-    D is the rotated part of `head_dim`. Where that has two planes, `positions` are [B, S, 2], one
-    for each, and the cosines and sines [B, S, 1, 2, D/4].
-    """
-    size = int(head_dim * rotary.fraction) // rotary.planes
-    wide = jnp.promote_types(dtype, jnp.float32)
-    places = positions[:, :, None, ..., None].astype(wide)
-    angles = places * frequencies_of(rotary, size).astype(wide)
-
-    def turn(angles: jax.Array) -> Turns:
-        return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
-
-    # XLA's CPU backend would compute them again at every use in every head: a loop keeps it from
-    # that. Elsewhere the loop would only cost.
-    return jax.lax.platform_dependent(angles, cpu=lambda x: jax.lax.map(turn, x), default=turn)
-
-
-def rotate(x: jax.Array, turns: Turns, style: Literal["half", "interleaved"]) -> jax.Array:
-    """Rotary positions: x [B, S, heads, D] turned by `turns_of` (Su et al. 2021, eq. 34)."""
-    cos, sin = turns
-    planes = cos.shape[3:-1]  # () or (2,)
-    size = 2 * math.prod(cos.shape[3:])
-    turned, rest = x[..., :size], x[..., size:]
-    turned = turned.reshape(*x.shape[:-1], *planes, -1)
-    if style == "half":
-        a, b = jnp.split(turned, 2, axis=-1)
-        turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    else:
-        a, b = turned[..., 0::2], turned[..., 1::2]
-        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    turned = turned.reshape(*x.shape[:-1], size)
-    return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
-
-
-class Attention(nnx.Module):
-    """The parameters of attention: queries, keys and values in, the mixed values out."""
-
-    def __init__(
-        self,
-        spec: specs.Attention,
-        width: int,
-        *,
-        initialization: Initialization,
-        residual_scale: jax.Array,
-        rngs: nnx.Rngs,
-    ):
-        self.spec = spec
-        embed = (("embed", width),)
-        head_dim = ("head_dim", spec.head_dim)
-
-        def projection(
-            inputs: Sides, outputs: Sides, bias: bool, scale: jax.Array | float = 1.0
-        ) -> Projection:
-            return Projection(
-                inputs, outputs, bias=bias, initialization=initialization, rngs=rngs, scale=scale
-            )
-
-        self.query = projection(embed, (("heads", spec.heads), head_dim), spec.bias)
-        self.key = projection(embed, (("kv_heads", spec.kv_heads), head_dim), spec.bias)
-        self.value = projection(embed, (("kv_heads", spec.kv_heads), head_dim), spec.bias)
-        self.out = projection(
-            (("heads", spec.heads), head_dim), embed, spec.out_bias, residual_scale
-        )
-        if spec.qk_norm is not None:
-            whole = spec.qk_norm_over == "all"
-            heads, kv_heads = ("heads", spec.heads), ("kv_heads", spec.kv_heads)
-            self.query_norm = Norm(spec.qk_norm, *([heads] if whole else []), head_dim)
-            self.key_norm = Norm(spec.qk_norm, *([kv_heads] if whole else []), head_dim)
-
-    def project(
-        self, x: jax.Array, turns: Turns | None, spread: Spread | None = None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [B, S, embed] -> q [B, S, heads, D], k and v [B, S, kv_heads, D]; q and k turned.
-
-        There are more kv_heads than the spec's where `spread` repeats their weights.
-        """
-        q, k, v = self.query(x), self.key(x, spread), self.value(x, spread)
-        if self.spec.qk_norm is not None:
-            # Where each key is there as often as the others, their mean square is the same.
-            whole = self.spec.qk_norm_over == "all"
-            q, k = self.query_norm(q), self.key_norm(k, spread if whole else None)
-        if self.spec.rotary is not None:
-            style = self.spec.rotary.style
-            q, k = rotate(q, turns, style), rotate(k, turns, style)
-        return q, k, v
 
 
 ACTIVATIONS = {

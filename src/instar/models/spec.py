@@ -8,9 +8,10 @@ people know (GPT-3, LLaMA) are functions in `instar.families` that return a spec
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from instar.errors import UserError
+from instar.models.rotary import HeadKind, Rotary, Yarn
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
@@ -26,45 +27,6 @@ class Norm:
     epsilon: float = 1e-5
     bias: bool = False
     offset: float = 0.0
-
-
-@dataclass(frozen=True)
-class LinearScaling:
-    """Positions divided by `factor` (Chen et al. 2023, 2306.15595, eq. 4)."""
-
-    factor: float
-
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Slow rotations slowed further, fast ones kept (Llama 3.1's model code; no paper states it).
-
-    A wavelength above `positions / low` is stretched by `factor`, one below `positions / high` is
-    kept, and in between the frequency is interpolated. `positions` are those of the first training.
-    """
-
-    factor: float
-    low: float
-    high: float
-    positions: int
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary positions (Su et al. 2021, eq. 34) on the first `fraction` of each head.
-
-    `half` rotates element i with i + n/2 (GPT-NeoX, LLaMA); `interleaved` rotates 2i with 2i + 1
-    (GPT-J, the paper). `scaling` stretches them to longer texts. With two `planes` one half of a
-    head turns by a token's place and the other by its block (see `Prefix`). `rounded` gives the
-    frequencies the precision of float16, in which ChatGLM-6B was trained with them.
-    """
-
-    theta: float = 10_000.0
-    fraction: float = 1.0
-    style: Literal["half", "interleaved"] = "half"
-    scaling: LinearScaling | Llama3Scaling | None = None
-    planes: Literal[1, 2] = 1
-    rounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +53,18 @@ class Attention:
     scale: float | None = None
     softcap: float | None = None
 
+    @property
+    def turning(self) -> HeadKind | None:
+        """What of a head turns."""
+        return None if self.rotary is None else (self.rotary, self.head_dim)
+
+    def cached(self, parts: int = 1) -> tuple[tuple[int, int], ...]:
+        """The heads and the size of each array that a cache keeps of a token: keys and values.
+
+        `parts` is how many devices share the heads, each of which has one at least.
+        """
+        return ((max(self.kv_heads, parts), self.head_dim),) * 2
+
     def check(self) -> None:
         if min(self.heads, self.kv_heads, self.head_dim) < 1:
             raise UserError("heads, kv_heads and head_dim must each be at least 1")
@@ -99,17 +73,71 @@ class Attention:
                 f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})"
             )
         if self.rotary is not None:
-            rotated, pairs = self.rotary.fraction * self.head_dim, 2 * self.rotary.planes
-            if rotated != int(rotated) or int(rotated) % pairs or not 0 < rotated <= self.head_dim:
-                number = "an even number" if pairs == 2 else "a multiple of 4"
-                raise UserError(
-                    f"rotary positions need {number} of rotated elements in each head, and "
-                    f"head_dim {self.head_dim} x fraction {self.rotary.fraction} gives {rotated:g}"
-                )
+            self.rotary.check_heads(self.head_dim)
         if self.alibi_rounded and not self.alibi:
             raise UserError("alibi_rounded says how alibi is computed: set both or neither")
         if self.window is not None and self.window < 1:
             raise UserError(f"window must be at least 1, not {self.window}")
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention (DeepSeek-AI 2024, 2412.19437, eq. 1 to 11).
+
+    The keys and values of all heads are made from one vector of `rank` elements, the latent of a
+    token; beside it lies one key of `rotary_dim` elements, which alone turns and which all heads
+    share. A head compares `head_dim` elements of its own with those of its key, and its last
+    `rotary_dim`, which turn too, with the shared key; its values have `value_dim`. With a
+    `query_rank` queries are made from a latent as well. Both latents are normed by `norm`. `bias`
+    is that of the matrices to latents and to the output. A cache keeps the latent and the shared
+    key, whatever the number of heads.
+    """
+
+    heads: int
+    head_dim: int
+    rotary_dim: int
+    value_dim: int
+    rank: int
+    query_rank: int | None
+    rotary: Rotary
+    norm: Norm
+    bias: bool = False
+
+    window: ClassVar[None] = None  # all keys are visible
+
+    @property
+    def query_dim(self) -> int:
+        """The size of a query, and of what it is compared with."""
+        return self.head_dim + self.rotary_dim
+
+    @property
+    def cached_dim(self) -> int:
+        """The size of what a cache keeps of a token."""
+        return self.rank + self.rotary_dim
+
+    @property
+    def scale(self) -> float:
+        """What multiplies the logits: both of their sides grow where texts are stretched."""
+        scaling = self.rotary.scaling
+        growth = scaling.growth(scaling.mscale_all_dim) if isinstance(scaling, Yarn) else 1.0
+        return self.query_dim**-0.5 * growth**2
+
+    @property
+    def turning(self) -> HeadKind:
+        """What of a head turns."""
+        return self.rotary, self.rotary_dim
+
+    def cached(self, parts: int = 1) -> tuple[tuple[int, int], ...]:
+        """The heads and the size of each array that a cache keeps of a token, on each device."""
+        return ((1, self.cached_dim),)
+
+    def check(self) -> None:
+        sizes = ("heads", "head_dim", "rotary_dim", "value_dim", "rank", "query_rank")
+        for name in sizes:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        self.rotary.check_heads(self.rotary_dim)
 
 
 @dataclass(frozen=True)
@@ -133,8 +161,12 @@ class Experts:
     The router is a matrix without bias whose logits become scores by `score`: a softmax over all
     experts (Jiang et al. 2024, 2401.04088, section 2.1) or a sigmoid of each (DeepSeek-AI 2024,
     2412.19437, eq. 15). The chosen experts are weighted by their scores, which `normalise` divides
-    by their sum. `choice_bias` adds to the scores, for the choice alone, a number for each expert
-    that no gradient moves (Wang et al. 2024, 2408.15664, eq. 3).
+    by their sum, and then multiplied by `scale`. `choice_bias` adds to the scores, for the choice
+    alone, a number for each expert that no gradient moves (Wang et al. 2024, 2408.15664, eq. 3).
+
+    Experts are of `groups` of neighbours, of which a token chooses in `top_groups` alone: in those
+    whose best two scores have the largest sums (2412.19437, section 2.1.2). A `shared` MLP reads
+    every token besides (Dai et al. 2024, 2401.06066, eq. 9).
     """
 
     expert: Mlp
@@ -143,15 +175,39 @@ class Experts:
     score: Literal["softmax", "sigmoid"] = "softmax"
     normalise: bool = True
     choice_bias: bool = False
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+    shared: Mlp | None = None
 
     def check(self) -> None:
         self.expert.check()
+        if self.shared is not None:
+            self.shared.check()
         if self.expert.bias:
             raise UserError("experts are matrices without biases: leave expert.bias out")
         if not 1 <= self.top_k <= self.count:
             raise UserError(
                 f"top_k ({self.top_k}) must be at least 1 and at most the count of experts "
                 f"({self.count})"
+            )
+        if not 1 <= self.top_groups <= self.groups:
+            raise UserError(
+                f"top_groups ({self.top_groups}) must be at least 1 and at most the groups of "
+                f"experts ({self.groups})"
+            )
+        if self.groups == 1:
+            return
+        size, rest = divmod(self.count, self.groups)
+        if rest or size < 2:
+            raise UserError(
+                f"{self.count} experts do not make {self.groups} groups of the same size, two or "
+                "more each"
+            )
+        if self.top_k > self.top_groups * size:
+            raise UserError(
+                f"top_k ({self.top_k}) exceeds the {self.top_groups * size} experts of "
+                f"{self.top_groups} groups"
             )
 
 
@@ -184,7 +240,7 @@ class Layer:
       `residual_scale` (ChatGLM-6B, after DeepNorm, Wang et al. 2022).
     """
 
-    mixer: Attention
+    mixer: Attention | Latent
     mlp: Mlp | Experts
     norm: Norm
     arrangement: Literal[

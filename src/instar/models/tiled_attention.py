@@ -1,9 +1,10 @@
 """Attention tile by tile: what some queries see of some keys, and what both get of gradients.
 
 A row is cut into tiles, laid along a leading axis. Queries are then
-[tiles, B, kv_heads, group, n, D], where `group` are the heads that share keys; keys and values
-[tiles, B, kv_heads, m, D]; and places [tiles, B, n]. The functions of one tile take these without
-the leading axis. Sums are in float32 (in float64 for float64 inputs).
+[tiles, B, kv_heads, group, n, D], where `group` are the heads that share keys; keys
+[tiles, B, kv_heads, m, D] and values [tiles, B, kv_heads, m, V]; and places [tiles, B, n]. The
+functions of one tile take these without the leading axis. Sums are in float32 (in float64 for
+float64 inputs).
 """
 
 from dataclasses import dataclass
@@ -161,15 +162,16 @@ def _product(terms: str, x: jax.Array, y: jax.Array) -> jax.Array:
 # --- All tiles ----------------------------------------------------------------------------------
 
 
-def start(queries: jax.Array) -> Running:
-    """Before any key was seen."""
+def start(queries: jax.Array, value_dim: int) -> Running:
+    """Before any key was seen, of those that have values of that size."""
     accumulate = jnp.promote_types(queries.dtype, jnp.float32)
     empty = jnp.zeros(queries.shape[:-1], accumulate)
-    return Running(jnp.zeros(queries.shape, accumulate), empty + MASKED, empty)
+    total = jnp.zeros((*empty.shape, value_dim), accumulate)
+    return Running(total, empty + MASKED, empty)
 
 
 def finish(state: Running) -> tuple[jax.Array, jax.Array]:
-    """The means [..., n, D], and the logarithms of the softmax's denominators [..., n, 1].
+    """The means [..., n, V], and the logarithms of the softmax's denominators [..., n, 1].
 
     A query that saw nothing, which is padding, gets zeros.
     """

@@ -1,6 +1,7 @@
 """The one Transformer: a `ModelSpec` turned into parameters and a pure forward pass."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -9,15 +10,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from instar.models import spec as specs
-from instar.models.attention import Attend, alibi_slopes, attend
+from instar.models.attention import Attend, attend
 from instar.models.cache import Keys, KVCache, LayerCache, extend_layer
 from instar.models.experts import Dispatch, Experts, Statistics, dispatch_here
-from instar.models.layers import Attention, Mlp, Norm, Projection, Turns, turns_of
+from instar.models.layers import Mlp, Norm, Projection
+from instar.models.mixers import Attention, Latent
 from instar.models.parameters import Initialization, normal, param
+from instar.models.rotary import HeadKind, Turns, turns_of
 
 Remat = Literal["none", "full", "dots", "attention"]
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
-HeadKind = tuple[specs.Rotary, int]  # how it turns, and its size
 Routing = dict[str, dict]  # what routers did, under the names of their layers' parameters
 
 # The residual stream is split along the sequence by the devices that share heads and MLPs, which
@@ -140,41 +142,37 @@ class Block(nnx.Module):
         self.arrangement, self.residual_scale = layer.arrangement, layer.residual_scale
         for name in layer.norms:
             setattr(self, name, Norm(layer.norm, ("norm", width)))
-        self.mixer = Attention(layer.mixer, width, **options)
+        kind = Latent if isinstance(layer.mixer, specs.Latent) else Attention
+        self.mixer = kind(layer.mixer, width, **options)
         kind = Experts if isinstance(layer.mlp, specs.Experts) else Mlp
         self.mlp = kind(layer.mlp, width, **options)
 
     def mix(
         self, x: jax.Array, context: Context, cache: LayerCache | None, index: jax.Array | None
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Attention over this layer's keys, or over the cache once they are written to it.
+        """Attention over this layer's tokens, or over the cache once they are written to it.
 
         The cache is that of all repetitions of this layer, of which this is number `index`.
         """
-        spec, constrain = self.mixer.spec, context.execution.constrain
-        turns = context.turns.get((spec.rotary, spec.head_dim))
-        q, k, v = self.mixer.project(x, turns, context.execution.spread)
-        q = constrain(q, ("batch", "sequence", "heads", None))
-        k, v = (constrain(each, ("batch", "sequence", "kv_heads", None)) for each in (k, v))
-        keys = Keys(k, v, context.positions, context.segment_ids)
-        compute = context.execution.attend if cache is None else attend
+        mixer, execution = self.mixer, context.execution
+        turns = context.turns.get(mixer.spec.turning)
+        q, kept = mixer.project(x, turns, execution.spread)
+        q = execution.constrain(q, ("batch", "sequence", "heads", None))
+        kv_axes = ("batch", "sequence", "kv_heads", None)
+        kept = tuple(execution.constrain(each, kv_axes) for each in kept)
+        keys = Keys(kept, context.positions, context.segment_ids)
+        mix, compute = mixer.mix, execution.attend
         if cache is not None:
+            mix, compute = mixer.recall, attend
             keys, cache = extend_layer(context.cache, cache, index, context.slots, keys)
-        mixed = compute(
-            q,
-            keys.k.astype(q.dtype),
-            keys.v.astype(q.dtype),
-            positions=context.positions,
-            kv_positions=keys.positions,
-            segment_ids=context.segment_ids,
-            kv_segment_ids=keys.segment_ids,
-            window=spec.window,
-            scale=spec.scale,
-            softcap=spec.softcap,
-            bias_slopes=alibi_slopes(spec.heads) if spec.alibi else None,
-            bias_rounded=spec.alibi_rounded or None,
-        )
-        return self.mixer.out(mixed), cache
+        places = {
+            "positions": context.positions,
+            "kv_positions": keys.positions,
+            "segment_ids": context.segment_ids,
+            "kv_segment_ids": keys.segment_ids,
+        }
+        kept = tuple(each.astype(q.dtype) for each in keys.kept)
+        return mix(q, kept, functools.partial(compute, **places)), cache
 
     def normed(self, name: str, x: jax.Array) -> jax.Array:
         """x after the norm of that name, where the arrangement has it."""
@@ -354,8 +352,8 @@ class Transformer(nnx.Module):
 
     def turns(self, context: Context) -> dict[HeadKind, Turns]:
         """The rotations of every kind of head that the layers have, once for all layers."""
-        mixers = [layer.mixer for layer in self.spec.each_layer()]
-        kinds = dict.fromkeys((m.rotary, m.head_dim) for m in mixers if m.rotary is not None)
+        turning = [layer.mixer.turning for layer in self.spec.each_layer()]
+        kinds = dict.fromkeys(kind for kind in turning if kind is not None)
         positions = {1: context.positions}
         if context.places is not None:
             positions = {1: context.places}

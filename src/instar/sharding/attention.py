@@ -50,7 +50,7 @@ def _where_possible(kernel: Kernel, mesh: Mesh) -> Attend:
     """The kernel where it can honour a call, and else the reference."""
 
     def compute(q: jax.Array, k: jax.Array, v: jax.Array, **asked: object) -> jax.Array:
-        if kernel.refuses(q, asked) or uneven(mesh, q, k):
+        if kernel.refuses(q, v, asked) or uneven(mesh, q, k):
             return attend(q, k, v, **asked)
         return _on_mesh(kernel, mesh, q, k, v, asked)
 
@@ -61,7 +61,7 @@ def _or_error(kernel: Kernel, mesh: Mesh) -> Attend:
     """The kernel, and an error where it cannot honour a call."""
 
     def compute(q: jax.Array, k: jax.Array, v: jax.Array, **asked: object) -> jax.Array:
-        refused = kernel.refuses(q, asked) or uneven(mesh, q, k)
+        refused = kernel.refuses(q, v, asked) or uneven(mesh, q, k)
         if refused:
             raise UserError(
                 f"execution.attention: {kernel.name} cannot honour {refused}; leave it at auto"

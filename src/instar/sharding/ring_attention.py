@@ -153,7 +153,7 @@ def _mix(
     kv_at: Places,
     beside: Beside,
 ) -> tuple[jax.Array, jax.Array]:
-    """The result [B, S, heads, D], S local, and the softmax's log denominators [B, S, heads, 1]."""
+    """The result [B, S, heads, V], S local, and the softmax's log denominators [B, S, heads, 1]."""
     queries = tiled.cut_queries(q, k.shape[2])
     places = tiled.cut_places(at)
 
@@ -176,7 +176,7 @@ def _mix(
         return (following, state), None
 
     keys = (tiled.cut_keys(k), tiled.cut_keys(v), tiled.cut_places(kv_at))
-    (_, state), _ = jax.lax.scan(turn, (keys, tiled.start(queries)), length=size)
+    (_, state), _ = jax.lax.scan(turn, (keys, tiled.start(queries, v.shape[-1])), length=size)
     mixed, log_z = map(tiled.join_queries, tiled.finish(state))
     return mixed.astype(q.dtype), log_z
 

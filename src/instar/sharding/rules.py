@@ -11,13 +11,15 @@ from instar.models.parameters import Axes
 
 Rules = dict[str, tuple[str, ...]]
 
-# Names that are not in the table (layers, head_dim, norm, positions) are not split. `residual` is
-# the sequence where it is that of the residual stream, between blocks.
+# Names that are not in the table (layers, head_dim, latent, norm, positions) are not split.
+# `residual` is the sequence where it is that of the residual stream, between blocks; `rank` is a
+# latent where it is the input of a matrix.
 RULES: Rules = {
     "batch": ("slice", "data", "fsdp", "expert"),
     "sequence": ("context",),
     "residual": ("context", "tensor"),
     "embed": ("fsdp",),
+    "rank": ("fsdp",),
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -28,9 +30,10 @@ RULES: Rules = {
 # Where a model lies that generates: the devices of `fsdp`, over which its weights would have to be
 # gathered for every token, take rows of their own, or heads of the same rows.
 GENERATION: dict[str, Rules] = {
-    "rows": RULES | {"embed": ()},
+    "rows": RULES | {"embed": (), "rank": ()},
     "heads": RULES
-    | {"embed": (), "batch": tuple(axis for axis in RULES["batch"] if axis != "fsdp")}
+    | {"embed": (), "rank": ()}
+    | {"batch": tuple(axis for axis in RULES["batch"] if axis != "fsdp")}
     | {name: (*RULES[name], "fsdp") for name in ("residual", "mlp", "heads", "kv_heads", "vocab")},
 }
 

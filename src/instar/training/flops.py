@@ -10,7 +10,8 @@ happens to execute, with causal attention counted half:
 P counts the parameters that a token is multiplied with: every matrix of every layer and the head,
 tied or not, but no embedding table (a look-up costs nothing), no bias or norm, and of the experts
 of a layer those that a token is given to. `keys` is the
-mean number of keys that a query sees, S/2 for a sequence of length S. The backward pass costs
+mean number of keys that a query sees, S/2 for a sequence of length S. `head_dim` is the mean of the
+sizes of a query and of a value, where they differ. The backward pass costs
 twice the forward pass. Recomputation of activations, padding of the vocabulary, softmax, norms and
 activation functions are not counted, and neither are the shorter segments of packed documents
 subtracted.
@@ -21,7 +22,7 @@ by 6 L H Q T, which flatters long sequences.
 
 from dataclasses import dataclass
 
-from instar.models.spec import Attention, Experts, Layer, Mlp, ModelSpec, Norm
+from instar.models.spec import Attention, Experts, Latent, Layer, Mlp, ModelSpec, Norm
 
 # One multiplication and one addition.
 _FLOP_PER_MULTIPLY_ADD = 2
@@ -94,10 +95,7 @@ def forward_flops_per_token(spec: ModelSpec, sequence_length: int) -> float:
     attention = 0.0
     for repeat, period in spec.layers:
         for layer in period:
-            mixer = layer.mixer
-            keys = visible_keys(sequence_length, mixer.window)
-            # Each key is multiplied twice: with the query, and its value with the weight.
-            attention += repeat * 2 * mixer.heads * mixer.head_dim * keys
+            attention += repeat * _multiplied_by_keys(layer.mixer, sequence_length)
     return matrices + _FLOP_PER_MULTIPLY_ADD * attention
 
 
@@ -117,14 +115,31 @@ def mfu(flops_per_token: float, tokens_per_second: float, peak_flops: float) -> 
     return flops_per_token * tokens_per_second / peak_flops
 
 
+def _multiplied_by_keys(mixer: Attention | Latent, sequence_length: int) -> float:
+    """Each key is multiplied twice: with the query, and its value with the weight."""
+    if isinstance(mixer, Latent):
+        sizes = mixer.query_dim + mixer.value_dim
+        return mixer.heads * sizes * visible_keys(sequence_length)
+    return 2 * mixer.heads * mixer.head_dim * visible_keys(sequence_length, mixer.window)
+
+
 def _layer_matrices(layer: Layer, width: int) -> int:
-    mixer, mlp = layer.mixer, layer.mlp
-    # Queries and the output have all heads; keys and values may have fewer.
-    attention = 2 * width * mixer.head_dim * (mixer.heads + mixer.kv_heads)
+    mlp, attention = layer.mlp, _attention_matrices(layer.mixer, width)
     if isinstance(mlp, Experts):
         router = width * mlp.count
-        return attention + router + mlp.count * _mlp_matrices(mlp.expert, width)
+        shared = 0 if mlp.shared is None else _mlp_matrices(mlp.shared, width)
+        return attention + router + shared + mlp.count * _mlp_matrices(mlp.expert, width)
     return attention + _mlp_matrices(mlp, width)
+
+
+def _attention_matrices(mixer: Attention | Latent, width: int) -> int:
+    if isinstance(mixer, Latent):
+        read = width if mixer.query_rank is None else mixer.query_rank
+        to_latents = width * (mixer.cached_dim + (mixer.query_rank or 0))
+        from_latents = mixer.rank * (mixer.head_dim + mixer.value_dim) + read * mixer.query_dim
+        return to_latents + mixer.heads * (from_latents + mixer.value_dim * width)
+    # Queries and the output have all heads; keys and values may have fewer.
+    return 2 * width * mixer.head_dim * (mixer.heads + mixer.kv_heads)
 
 
 def _idle_matrices(layer: Layer, width: int) -> int:
@@ -144,7 +159,11 @@ def _layer_vectors(layer: Layer, width: int) -> int:
     return norms + _attention_vectors(layer.mixer, width) + _mlp_vectors(layer.mlp, width)
 
 
-def _attention_vectors(mixer: Attention, width: int) -> int:
+def _attention_vectors(mixer: Attention | Latent, width: int) -> int:
+    if isinstance(mixer, Latent):
+        biases = mixer.bias * (mixer.cached_dim + (mixer.query_rank or 0) + width)
+        ranks = (mixer.rank, mixer.query_rank or 0)
+        return biases + sum(_norm_vectors(mixer.norm, rank) for rank in ranks)
     biases = mixer.bias * mixer.head_dim * (mixer.heads + 2 * mixer.kv_heads)
     heads = mixer.heads + mixer.kv_heads if mixer.qk_norm_over == "all" else 2
     norms = heads * _norm_vectors(mixer.qk_norm, mixer.head_dim)
@@ -153,7 +172,8 @@ def _attention_vectors(mixer: Attention, width: int) -> int:
 
 def _mlp_vectors(mlp: Mlp | Experts, width: int) -> int:
     if isinstance(mlp, Experts):
-        return mlp.count if mlp.choice_bias else 0
+        shared = 0 if mlp.shared is None else _mlp_vectors(mlp.shared, width)
+        return shared + (mlp.count if mlp.choice_bias else 0)
     return mlp.bias * ((2 if mlp.gated else 1) * mlp.width + width)
 
 
