@@ -3,10 +3,12 @@
 import io
 import pathlib
 import random
+import tempfile
 
 import sentencepiece
 import tokenizers
 
+from instar.data.chat import NAMES, ChatTemplate
 from instar.data.tokenizer import (
     CHAT_TOKENS,
     Tokenizer,
@@ -61,6 +63,22 @@ def train_huggingface() -> tokenizers.Tokenizer:
     )
     tokenizer.train_from_iterator(corpus(), trainer)
     return tokenizer
+
+
+def train_chat_huggingface() -> tokenizers.Tokenizer:
+    """A byte-level BPE with the special tokens of every named template."""
+    tokenizer = train_huggingface()
+    named = map(ChatTemplate.named, NAMES)
+    needed = {name for each in named for name in each.required + each.stop_tokens}
+    tokenizer.add_special_tokens(["<s>", "</s>", "<pad>", *sorted(needed)])
+    return tokenizer
+
+
+def chat_tokenizer() -> Tokenizer:
+    """What `train_chat_huggingface` trains, loaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        train_chat_huggingface().save(f"{folder}/tokenizer.json")
+        return load_tokenizer(folder)
 
 
 def same_ids(kind: str, ids: list[int], others: list[int]) -> bool:

@@ -1,5 +1,8 @@
+import json
+import pathlib
+
 import pytest
-from tokenizer_examples import corpus, train_huggingface, train_sentencepiece
+from tokenizer_examples import chat_tokenizer, corpus, train_huggingface, train_sentencepiece
 
 from instar.data.chat import NAMES, ChatTemplate, encode_chat, stop_ids
 from instar.data.tokenizer import CHAT_TOKENS, TokenizerConfig, load_tokenizer, train_tokenizer
@@ -19,6 +22,9 @@ def system(content: str) -> dict:
 
 
 TWO_TURNS = [user("u1"), assistant("a1"), user("u2")]
+
+# FastChat's renderings of `TWO_TURNS` up to where the assistant is to speak again.
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens/chat_templates.json"
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
@@ -80,9 +86,81 @@ def test_renderings(name, messages, text):
     assert render(name, messages) == text
 
 
+@pytest.mark.parametrize(
+    ("name", "golden", "begin", "end"),
+    [
+        # What GLM's tokenizers put around a prompt the templates write themselves.
+        ("chatglm", "chatglm", "", "[gMASK]<sop>"),
+        ("chatglm2", "chatglm2", "[gMASK]sop", ""),
+        ("chatglm3", "chatglm3", "[gMASK]sop", ""),
+        ("baichuan", "baichuan-chat", "", ""),
+        ("baichuan2", "baichuan2-chat", "", ""),
+    ],
+)
+def test_renderings_are_those_of_fastchat(name, golden, begin, end):
+    expected = json.loads(GOLDENS.read_text(encoding="utf-8"))[golden]["prompt"]
+    assert render(name, TWO_TURNS) == begin + expected + end
+
+
+@pytest.mark.parametrize(
+    ("name", "messages", "text"),
+    [
+        # A single turn is the bare query, and what was answered before is not marked.
+        ("chatglm", [user("u1"), assistant("a1")], "u1[gMASK]<sop>a1<eop>"),
+        (
+            "chatglm",
+            [*TWO_TURNS, assistant("a2")],
+            "[Round 0]\n问：u1\n答：a1\n[Round 1]\n问：u2\n答：[gMASK]<sop>a2<eop>",
+        ),
+        ("chatglm", [system("SYS"), user("u1"), assistant("a1")], "SYS\nu1[gMASK]<sop>a1<eop>"),
+        (
+            "chatglm2",
+            [*TWO_TURNS, assistant("a2")],
+            "[gMASK]sop[Round 1]\n\n问：u1\n\n答：a1\n\n[Round 2]\n\n问：u2\n\n答：a2</s>",
+        ),
+        (
+            "chatglm3",
+            [system("SYS"), *TWO_TURNS, assistant("a2")],
+            "[gMASK]sop<|system|>\nSYS<|user|>\nu1<|assistant|>\na1<|user|>\nu2<|assistant|>\na2"
+            "<|user|>",
+        ),
+        (
+            "baichuan2",
+            [system("SYS"), *TWO_TURNS, assistant("a2")],
+            "SYS<reserved_106>u1<reserved_107>a1<reserved_106>u2<reserved_107>a2</s>",
+        ),
+        (
+            "moss",
+            [system("META\n"), *TWO_TURNS, assistant("a2")],
+            "META\n<|Human|>: u1<eoh>\n<|MOSS|>: a1<eom>\n<|Human|>: u2<eoh>\n<|MOSS|>: a2<eom>\n",
+        ),
+        (
+            "moss",
+            [
+                system("META"),
+                user("u1"),
+                {**assistant("a1"), "inner_thoughts": "t", "commands": "c", "results": "r"},
+                user("u2"),
+                {**assistant("a2"), "commands": "c"},
+            ],
+            "META\n<|Human|>: u1<eoh>\n<|Inner Thoughts|>: t<eot>\n<|Commands|>: c<eoc>\n"
+            "<|Results|>: r<eor>\n<|MOSS|>: a1<eom>\n<|Human|>: u2<eoh>\n"
+            "<|Inner Thoughts|>: None<eot>\n<|Commands|>: c<eoc>\n<|Results|>: None<eor>\n"
+            "<|MOSS|>: a2<eom>\n",
+        ),
+    ],
+)
+def test_whole_dialogues(name, messages, text):
+    assert render(name, messages, add_generation_prompt=False) == text
+
+
+def test_moss_is_asked_for_its_words():
+    assert render("moss", [user("u1")]) == "<|Human|>: u1<eoh>\n<|MOSS|>:"
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_prompt_is_the_start_of_what_it_becomes(name, tokenizer):
-    template = ChatTemplate.named(name)
+def test_a_prompt_is_the_start_of_what_it_becomes(name):
+    template, tokenizer = ChatTemplate.named(name), chat_tokenizer()
     prompt = encode_chat(tokenizer, template, [user("the film")], add_generation_prompt=True)
     whole = encode_chat(tokenizer, template, [user("the film"), assistant(" very good")])
     text, prompt_text = tokenizer.decode(whole), tokenizer.decode(prompt)
@@ -126,9 +204,9 @@ def test_templates_see_contents_as_they_are(tokenizer):
     assert text == "True9"
 
 
-def test_a_text_that_holds_every_mark_is_refused(tokenizer):
-    marks = "".join(map(chr, range(0xFDD0, 0xFDF0)))
-    with pytest.raises(UserError, match="every noncharacter from U\\+FDD0"):
+def test_a_text_that_holds_nearly_every_mark_is_refused(tokenizer):
+    marks = "".join(map(chr, range(0xFDD0, 0xFDEF)))
+    with pytest.raises(UserError, match="nearly every noncharacter from U\\+FDD0"):
         encode_chat(tokenizer, ChatTemplate.named("plain"), [user(marks)])
 
 
@@ -150,6 +228,17 @@ def test_what_ends_a_turn(tokenizer):
     assert stop_ids(tokenizer, ChatTemplate.named("chatml")) == sorted([tokenizer.eos_id, end])
     for name in ("vicuna", "alpaca", "llama2", "plain"):
         assert stop_ids(tokenizer, ChatTemplate.named(name)) == [tokenizer.eos_id]
+    others = {
+        "baichuan": [],
+        "chatglm": ["<eop>"],
+        "chatglm2": [],
+        "chatglm3": ["<|user|>", "<|observation|>"],
+        "moss": ["<eom>"],
+    }
+    known = chat_tokenizer()
+    for name, ends in others.items():
+        named = {known.eos_id, *map(known.token_id, ends)}
+        assert stop_ids(known, ChatTemplate.named(name)) == sorted(named)
     assert ChatTemplate.named("alpaca").stop_strings == ("\n### Instruction:",)
     assert "\n### Instruction:" in render("alpaca", TWO_TURNS)
     own = ChatTemplate(
@@ -160,15 +249,26 @@ def test_what_ends_a_turn(tokenizer):
     assert stop_ids(tokenizer, silent) == [tokenizer.eos_id]
 
 
-def test_a_tokenizer_without_the_template_s_tokens(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "token"),
+    [
+        ("chatml", r"<\|im_start\|>"),
+        ("chatglm", r"\[gMASK\]"),
+        ("chatglm2", r"\[gMASK\]"),
+        ("chatglm3", r"\[gMASK\]"),
+        ("baichuan", "<reserved_102>"),
+        ("baichuan2", "<reserved_106>"),
+        ("moss", "<eoh>"),
+    ],
+)
+def test_a_tokenizer_without_the_template_s_tokens(tmp_path, name, token):
     train_huggingface().save(str(tmp_path / "tokenizer.json"))
-    tokenizer = load_tokenizer(tmp_path)
-    chatml = ChatTemplate.named("chatml")
-    message = r"chat template chatml needs the token '<\|im_start\|>', which the tokenizer lacks"
+    tokenizer, template = load_tokenizer(tmp_path), ChatTemplate.named(name)
+    message = f"chat template {name} needs the token '{token}', which the tokenizer lacks"
     with pytest.raises(UserError, match=message):
-        encode_chat(tokenizer, chatml, [user("film")])
+        encode_chat(tokenizer, template, [user("film")])
     with pytest.raises(UserError, match=message):
-        stop_ids(tokenizer, chatml)
+        stop_ids(tokenizer, template)
 
 
 def test_the_longest_of_the_special_tokens_that_match_is_meant(tmp_path):
@@ -205,6 +305,7 @@ def test_what_transformers_offers_to_templates():
         ([user("a"), {"role": "user", "content": 3}], r"messages\[1\]\.content .* not int"),
         ([user("a\ud83d")], r"messages\[0\]\.content .* lone surrogate at character 1"),
         ([{"role": "user"}], r"messages\[0\]\.content must be a text, not NoneType"),
+        ([{**assistant("a"), "commands": ["b"]}], r"messages\[0\]\.commands must be .* not list"),
     ],
 )
 def test_messages_that_are_no_dialogue(messages, message, tokenizer):
@@ -214,7 +315,7 @@ def test_messages_that_are_no_dialogue(messages, message, tokenizer):
         encode_chat(tokenizer, ChatTemplate.named("chatml"), messages)
 
 
-@pytest.mark.parametrize("name", ["vicuna", "alpaca", "llama2"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("chatml", "plain")])
 def test_turns_out_of_order(name):
     for messages, index in (
         ([user("a"), assistant("b"), assistant("c"), user("d")], 2),
@@ -251,7 +352,7 @@ def test_templates_that_fail_name_the_message(source):
 def test_sources_that_are_no_template():
     with pytest.raises(UserError, match="chat template broken is not valid Jinja"):
         ChatTemplate("broken", "{% for %}")
-    with pytest.raises(UserError, match="no chat template 'chatlm'; choose from alpaca, chatml"):
+    with pytest.raises(UserError, match="no chat template 'chatlm'; choose from alpaca, baichuan"):
         ChatTemplate.named("chatlm")
 
 

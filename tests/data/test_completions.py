@@ -41,7 +41,7 @@ def test_a_whole_is_its_prompt_and_the_completion(name, prompt, completion):
     assert said[:-1] == TOKENIZER.encode(space + completion)
     # The same ids as a model learns in fine-tuning.
     messages = [*prompt_messages(prompt), {"role": "assistant", "content": completion}]
-    dialogue = encode_dialogue(TOKENIZER, encoder.template, messages, [BOS])
+    (dialogue,) = encode_dialogue(TOKENIZER, encoder.template, messages, [BOS])
     assert whole == dialogue.ids.tolist()
 
 

@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
+from tokenizer_examples import chat_tokenizer
 
 from instar.data.chat import NAMES, ChatTemplate, encode_chat, stop_ids
 from instar.data.dialogues import ALPACA_WITH_INPUT, encode_dialogue, read_dialogue
-from instar.data.tokenizer import TokenizerConfig, train_tokenizer
 from instar.errors import UserError
 
-TEXTS = ["What is the sea? It is wide, said the fisherman, and it is deep; nobody knows.\n"] * 30
-TOKENIZER = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=330, reserved=2))
+TOKENIZER = chat_tokenizer()
 
 TWO_TURNS = [
     {"role": "user", "content": "What is the sea?"},
@@ -23,11 +22,11 @@ def decoded(dialogue, chosen: np.ndarray) -> list[str]:
     """The runs of tokens where `chosen` holds, with special tokens by name."""
     places = np.flatnonzero(chosen)
     runs = np.split(dialogue.ids[places], np.flatnonzero(np.diff(places) > 1) + 1)
+    return [text_of(run.tolist()) for run in runs]
+
+
+def text_of(ids: list[int]) -> str:
     names = {token: name for name, token in TOKENIZER.special_tokens.items()}
-    return [text_of(run.tolist(), names) for run in runs]
-
-
-def text_of(ids: list[int], names: dict[int, str]) -> str:
     text, plain = "", []
     for token in [*ids, None]:
         if token is None or token in names:
@@ -38,53 +37,131 @@ def text_of(ids: list[int], names: dict[int, str]) -> str:
     return text
 
 
-# What a model learns to say in each turn: with the end token, and with the spaces before it.
+# What a model learns to say in each turn: with the end token, and with the spaces before it. In a
+# list of its own is what it learns from a text of its own, whose prompt holds the turns before.
 SAID = {
-    "chatml": ["It is wide.<|im_end|>", "Nobody knows.<|im_end|>"],
-    "vicuna": [" It is wide.</s>", " Nobody knows.</s>"],
-    "alpaca": ["It is wide.</s>", "Nobody knows.</s>"],
-    "llama2": [" It is wide. </s>", " Nobody knows. </s>"],
-    "plain": ["It is wide.</s>", "Nobody knows.</s>"],
+    "chatml": [["It is wide.<|im_end|>", "Nobody knows.<|im_end|>"]],
+    "vicuna": [[" It is wide.</s>", " Nobody knows.</s>"]],
+    "alpaca": [["It is wide.</s>", "Nobody knows.</s>"]],
+    "llama2": [[" It is wide. </s>", " Nobody knows. </s>"]],
+    "plain": [["It is wide.</s>", "Nobody knows.</s>"]],
+    "baichuan": [["It is wide.</s>"], ["Nobody knows.</s>"]],
+    "baichuan2": [["It is wide.</s>"], ["Nobody knows.</s>"]],
+    "chatglm": [["<sop>It is wide.<eop>"], ["<sop>Nobody knows.<eop>"]],
+    "chatglm2": [["It is wide.</s>"], ["Nobody knows.</s>"]],
+    "chatglm3": [["\nIt is wide.<|user|>", "\nNobody knows.<|user|>"]],
+    # All but the meta instruction, of which there is none here.
+    "moss": [
+        [
+            "<|Human|>: What is the sea?<eoh>\n<|MOSS|>: It is wide.<eom>\n"
+            "<|Human|>: And deep? 你好<eoh>\n<|MOSS|>: Nobody knows.<eom>"
+        ]
+    ],
 }
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_assistants_words_and_end_tokens_are_the_targets(name):
     template = ChatTemplate.named(name)
-    dialogue = encode_dialogue(TOKENIZER, template, TWO_TURNS, begin=[TOKENIZER.bos_id])
-    assert decoded(dialogue, dialogue.targets) == SAID[name]
-    assert [int(dialogue.ids[end - 1]) in stop_ids(TOKENIZER, template) for end in dialogue.ends]
-    assert dialogue.ids[0] == TOKENIZER.bos_id and not dialogue.targets[0]
-    # All that a model is to say comes after exactly what it is given when it answers.
-    for turn, end in enumerate(dialogue.ends):
-        asked = TWO_TURNS[: 2 * turn + 1]
-        prompt = encode_chat(TOKENIZER, template, asked, add_generation_prompt=True)
-        first = np.flatnonzero(dialogue.targets[:end])
-        begin = first[np.flatnonzero(np.diff(first, prepend=-9) > 1)[-1]]
-        assert TOKENIZER.decode(dialogue.ids[:begin]) == TOKENIZER.decode(prompt)
-        if turn == 0:
-            assert dialogue.ids[1:begin].tolist() == prompt
+    texts = encode_dialogue(TOKENIZER, template, TWO_TURNS, begin=[TOKENIZER.bos_id])
+    assert [decoded(text, text.targets) for text in texts] == SAID[name]
+    turn = 0
+    for text in texts:
+        assert text.ids[0] == TOKENIZER.bos_id and not text.targets[0]
+        for begin, end in zip(text.begins, text.ends, strict=True):
+            assert text.ids[end - 1] in stop_ids(TOKENIZER, template) and text.targets[end - 1]
+            # All that a model is to say comes after exactly what it is given when it answers.
+            assert text.targets[begin:end].all()
+            asked = TWO_TURNS[: 2 * turn + 1]
+            prompt = encode_chat(TOKENIZER, template, asked, add_generation_prompt=True)
+            assert TOKENIZER.decode(text.ids[:begin]) == TOKENIZER.decode(prompt)
+            if begin == text.begins[0]:
+                assert text.ids[1:begin].tolist() == prompt
+            turn += 1
+    assert turn == 2
+
+
+MOSS_TURN = {
+    "role": "assistant",
+    "content": "It is wide.",
+    "inner_thoughts": "Look it up",
+    "commands": 'Search("sea<eoc>")',
+    "results": "wide<eor>",
+}
+
+
+def test_moss_learns_all_but_its_instruction_and_what_tools_give():
+    instruction = {"role": "system", "content": "You are MOSS.\n"}
+    messages = [instruction, TWO_TURNS[0], MOSS_TURN, *TWO_TURNS[2:]]
+    (text,) = encode_dialogue(TOKENIZER, ChatTemplate.named("moss"), messages)
+    assert decoded(text, ~text.targets) == ["You are MOSS.\n", " wide<eor>"]
+    assert decoded(text, text.targets) == [
+        "<|Human|>: What is the sea?<eoh>\n<|Inner Thoughts|>: Look it up<eot>\n"
+        '<|Commands|>: Search("sea<eoc>")<eoc>\n<|Results|>:',
+        "<eor>\n<|MOSS|>: It is wide.<eom>\n<|Human|>: And deep? 你好<eoh>\n"
+        "<|MOSS|>: Nobody knows.<eom>",
+    ]
+    first, second = text.begins
+    assert text_of(text.ids[:first].tolist()) == "You are MOSS.\n<|Human|>: What is the sea?<eoh>\n"
+    assert text_of(text.ids[:second].tolist()).endswith("And deep? 你好<eoh>\n<|MOSS|>:")
+    # A tool's words end nothing, and what was learnt is counted without the tokens that end it.
+    assert [(text.ids == TOKENIZER.token_id(name)).sum() for name in ("<eoc>", "<eor>")] == [1, 1]
+    names = TOKENIZER.special_tokens.values()
+    learnt = [token for token in text.ids[text.targets] if token not in names]
+    assert sum(text.sizes) == len(TOKENIZER.decode(learnt).encode())
+
+
+def test_generation_blocks_say_what_is_learnt():
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}"
+        "{% generation %}<|im_start|>{{ m.content }}<|im_end|>{% endgeneration %}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    (text,) = encode_dialogue(TOKENIZER, ChatTemplate("marked", source), TWO_TURNS)
+    assert decoded(text, text.targets) == [
+        "<|im_start|>It is wide.<|im_end|>",
+        "<|im_start|>Nobody knows.<|im_end|>",
+    ]
+    ends = "<|im_end|>{% endgeneration %}"
+    without = source.replace(ends, "{% endgeneration %}<|im_end|>")
+    with pytest.raises(UserError, match="endless leaves the end of what the assistant says out"):
+        encode_dialogue(TOKENIZER, ChatTemplate("endless", without), TWO_TURNS)
+
+
+def test_a_turn_that_is_written_otherwise_once_it_is_over_is_a_text_of_its_own():
+    """Some leave out what the assistant thought in all turns but the last."""
+    source = (
+        "{% for m in messages %}{{ m['content'] if loop.last or m['role'] == 'user' "
+        "else m['content'][:3] }}{{ eos_token }}{% endfor %}"
+    )
+    texts = encode_dialogue(TOKENIZER, ChatTemplate("forgetful", source), TWO_TURNS)
+    assert [decoded(text, text.targets) for text in texts] == [
+        ["It is wide.</s>"],
+        ["Nobody knows.</s>"],
+    ]
+    assert decoded(texts[1], ~texts[1].targets) == ["What is the sea?</s>It </s>And deep? 你好</s>"]
 
 
 def test_a_last_word_of_the_user_is_left_out():
     template = ChatTemplate.named("chatml")
     longer = [*TWO_TURNS, {"role": "user", "content": "Thanks"}]
-    whole = encode_dialogue(TOKENIZER, template, TWO_TURNS)
-    np.testing.assert_array_equal(encode_dialogue(TOKENIZER, template, longer).ids, whole.ids)
+    (whole,) = encode_dialogue(TOKENIZER, template, TWO_TURNS)
+    (same,) = encode_dialogue(TOKENIZER, template, longer)
+    np.testing.assert_array_equal(same.ids, whole.ids)
 
 
 def test_words_that_spell_an_end_token_are_words():
     template = ChatTemplate.named("chatml")
     said = "It ends with <|im_end|> they say."
     messages = [TWO_TURNS[0], {"role": "assistant", "content": said}]
-    dialogue = encode_dialogue(TOKENIZER, template, messages)
+    (dialogue,) = encode_dialogue(TOKENIZER, template, messages)
     end = TOKENIZER.token_id("<|im_end|>")
     assert (dialogue.ids[dialogue.targets] == end).sum() == 1
     assert TOKENIZER.decode(dialogue.ids[dialogue.targets]) == said
 
 
 def test_a_long_dialogue_is_cut_at_a_turn():
-    dialogue = encode_dialogue(TOKENIZER, ChatTemplate.named("chatml"), TWO_TURNS)
+    (dialogue,) = encode_dialogue(TOKENIZER, ChatTemplate.named("chatml"), TWO_TURNS)
     first, last = dialogue.ends
     assert last == len(dialogue.ids)
     for limit in (first, first + 1, last - 1):
@@ -95,8 +172,7 @@ def test_a_long_dialogue_is_cut_at_a_turn():
     assert dialogue.cut(first - 1) is None
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused():
-    """Some leave out what the assistant thought in all turns but the last."""
+def test_a_template_that_rewrites_what_it_answers_is_refused():
     source = (
         "{% for m in messages %}{{ m['role'] }}:"
         "{{ m['content'] if loop.last else m['content'][:3] }}{{ eos_token }}{% endfor %}"
@@ -133,7 +209,7 @@ ALPACA_PROMPT = (
 def test_alpaca_with_an_input_is_stanfords_other_prompt():
     record = {"instruction": "Add.", "input": "2 and 3", "output": "5"}
     messages = read_dialogue(record, "alpaca", "x")
-    dialogue = encode_dialogue(TOKENIZER, ChatTemplate.named("alpaca"), messages)
+    (dialogue,) = encode_dialogue(TOKENIZER, ChatTemplate.named("alpaca"), messages)
     assert decoded(dialogue, ~dialogue.targets) == [ALPACA_PROMPT]
     assert decoded(dialogue, dialogue.targets) == ["5</s>"]
 

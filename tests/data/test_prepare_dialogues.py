@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from tokenizer_examples import train_huggingface
+from tokenizer_examples import train_chat_huggingface, train_huggingface
 
 from instar.config import build
 from instar.data.chat import ChatTemplate, encode_chat
@@ -125,7 +125,8 @@ def test_the_assistants_turns_and_their_ends_are_the_targets(tmp_path, form, kin
     }
     assert learnt(dataset, all_rows(dataset, source)) == said
     sizes = [
-        sum(len(m["content"].encode()) for m in d if m["role"] == "assistant") for d in dialogues
+        sum(len(f"{space}{m['content']}".encode()) for m in d if m["role"] == "assistant")
+        for d in dialogues
     ]
     assert source.documents.bytes.tolist() == sizes
 
@@ -141,6 +142,26 @@ def test_the_saved_template_gives_the_ids_that_are_trained_on(tmp_path, template
         prompt = encode_chat(dataset.tokenizer, saved, messages[:1], add_generation_prompt=True)
         assert ids[: len(prompt)].tolist() == prompt
         assert ids[0] == dataset.tokenizer.bos_id and (ids[1:] != ids[0]).all()
+
+
+def test_an_answer_may_be_a_document_of_its_own_behind_the_turns_before_it(tmp_path):
+    train_chat_huggingface().save(str(tmp_path / "tokenizer.json"))
+    long = [*dialogue(20), {"role": "user", "content": "x " * S}, dialogue(20)[1]]
+    dataset = prepared(
+        tmp_path,
+        chats(tmp_path / "a.jsonl", [*(dialogue(n, turns=2) for n in range(20)), long]),
+        tokenizer={"path": str(tmp_path / "tokenizer.json")},
+        chat_template="baichuan2",
+        held_out=0.0,
+    )
+    source = dataset.sources["a"]
+    facts = {name: source.facts[name] for name in ("documents", "cut", "too_long", "skipped")}
+    assert facts == {"documents": 41, "cut": 1, "too_long": 0, "skipped": 0}
+    texts = [text_of(dataset, ids) for ids in source.document_tokens(np.arange(2))]
+    first, second = (f"<reserved_106>What is 0 and {n}? 多<reserved_107>It is {n}" for n in (0, 1))
+    said = ", said Nobody 🙂."
+    assert texts == [f"{first}{said}</s>", f"{first}{said}{second}{said}</s>"]
+    assert learnt(dataset, all_rows(dataset, source)) == {f"It is {n}{said}</s>" for n in range(21)}
 
 
 def test_a_template_from_a_file_is_kept(tmp_path):

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from examples import LLAMA, random_params
+from examples import LLAMA, PREFIX, random_params
 
 from instar.generation.rollout import Trajectories, join, rollout
 from instar.generation.sampling import uniforms
@@ -81,6 +81,24 @@ def test_it_draws_what_whole_forward_passes_draw():
     assert {True, False} == set(found.finished.tolist())
     ends = {int(row[n - 1]) for row, n in zip(found.responses, found.lengths, strict=True)}
     assert ends >= set(STOPS) and len(set(found.lengths.tolist())) > 2
+
+
+def test_what_a_model_with_a_prefix_draws_is_what_it_says_of_it_later():
+    """A rollout reads the prompt by itself; whole passes see prompt and response at once."""
+    model = LanguageModel(PREFIX)
+    params, (start, mask) = random_params(model, 2), (5, 6)
+    prompts = [[1, 2, 3, mask, start], [8, mask, start], [0, 12, mask, start]]
+    tokens, lengths = padded(prompts, 6, 0)
+    options = {"max_new_tokens": NEW, "stop_ids": (9,), "temperature": TEMPERATURE}
+    run = jax.jit(functools.partial(rollout, model, **options))
+    found = jax.device_get(run(params, tokens, lengths, SEEDS[:3]))
+    real = np.arange(6 + NEW) < (lengths + found.lengths)[:, None]
+    logits = jax.jit(model.logits)(params, found.tokens, segment_ids=real.astype(np.int32))
+    log_probs = np.asarray(jax.nn.log_softmax(np.asarray(logits) / TEMPERATURE))
+    for row, (begin, count) in enumerate(zip(lengths, found.lengths, strict=True)):
+        places = np.arange(begin, begin + count)
+        expected = log_probs[row, places - 1, found.tokens[row, places]]
+        np.testing.assert_allclose(found.log_probs[row, :count], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_neither_padding_nor_neighbours_change_a_response():

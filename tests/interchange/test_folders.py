@@ -11,9 +11,11 @@ import jax
 import numpy as np
 import pytest
 from interchange_examples import SPECS, TEXTS, make_model
+from tokenizer_examples import chat_tokenizer
 
 import instar
 from instar import cli
+from instar.data.chat import ChatTemplate, encode_chat, stop_ids
 from instar.errors import UserError
 from instar.interchange import safetensors
 from instar.interchange.convert import write_hub_folder
@@ -64,6 +66,24 @@ def test_in_and_out_and_in_again_is_the_same_model_bit_for_bit(name, tmp_path, c
             model.tokenizer.encode(t) for t in TEXTS
         ]
         np.testing.assert_array_equal(again(TOKENS), model(TOKENS))
+
+
+@pytest.mark.parametrize("name", ["chatglm", "chatglm3", "moss", "baichuan2"])
+def test_a_named_template_and_its_tokens_go_with_a_folder(name, tmp_path):
+    tokenizer, template = chat_tokenizer(), ChatTemplate.named(name)
+    model = make_model("gpt3")
+    card = dataclasses.replace(model.card, tokenizer=tokenizer, chat_template=template.source)
+    write_folder(dataclasses.replace(model, card=card), tmp_path / "folder")
+    written = json.loads((tmp_path / "folder/tokenizer_config.json").read_text())
+    assert written["chat_template"] == template.source
+    again = instar.load(tmp_path / "folder")
+    turns = [{"role": "user", "content": "film"}, {"role": "assistant", "content": "good"}]
+    messages = [*turns, turns[0]]
+    prompt = encode_chat(tokenizer, template, messages, add_generation_prompt=True)
+    assert again.request(messages).prompt == prompt
+    assert set(stop_ids(tokenizer, template)) - set(again.request(messages).stop_ids) <= {
+        tokenizer.special_tokens[name] for name in template.stop_tokens
+    }
 
 
 def test_logits_are_float32_whatever_the_parameters_are(tmp_path):

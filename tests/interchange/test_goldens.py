@@ -10,7 +10,7 @@ import instar
 from instar.interchange.convert import ExportOptions, ImportOptions, export_model, import_model
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
-NAMES = sorted(path.name for path in GOLDENS.iterdir())
+NAMES = sorted(path.name for path in GOLDENS.iterdir() if path.is_dir())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import packed_batch
+from examples import PREFIX, packed_batch
 
 from instar.models import fused_attention
 from instar.models.attention import alibi_slopes, attend
 from instar.models.fused_attention import CUDNN, SPLASH, in_order, splash_attend
+from instar.models.language_model import LanguageModel
+from instar.models.transformer import Execution
 
 LENGTH, HEADS, KV_HEADS, HEAD_DIM = 256, 4, 2, 16
 # A text longer than a block of 128, one that ends in it, and padding; then texts of every length.
@@ -117,6 +119,19 @@ def test_rows_that_are_not_in_order_give_nothing(without_cudnn):
     places |= {"positions": positions, "kv_positions": positions}
     out = jax.jit(lambda: CUDNN.attend(**floats, **places))()
     assert np.isfinite(out[0]).all() and np.isnan(out[1]).all()
+
+
+@pytest.mark.parametrize("kernel", [CUDNN, SPLASH])
+def test_a_model_whose_prefix_sees_what_comes_later_asks_for_more(kernel):
+    refused = []
+
+    def asked(q, k, v, **arguments):
+        refused.append(kernel.refuses(q, arguments))
+        return attend(q, k, v, **arguments)
+
+    model = LanguageModel(PREFIX, Execution(dtype=jnp.bfloat16, attend=asked))
+    jax.eval_shape(model.apply, model.shapes, jnp.zeros((2, 128), jnp.int32))
+    assert refused and set(refused) == {"prefix_length"}
 
 
 @pytest.mark.parametrize(

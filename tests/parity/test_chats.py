@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizer_examples import (
     AWKWARD,
     KINDS,
+    chat_tokenizer,
     corpus,
     one_of_each_kind,
     same_ids,
@@ -44,6 +45,7 @@ DIALOGUES = [
     TURNS[:2],
     [{"role": "system", "content": "You rate films."}, *TURNS],
     [{"role": "system", "content": "You rate films."}, TURNS[0]],
+    [TURNS[0], {**TURNS[1], "inner_thoughts": "hm", "commands": "Search()"}, TURNS[2]],
 ]
 
 
@@ -119,7 +121,7 @@ def test_a_model_s_config_beside_it_changes_nothing(tmp_path):
 @pytest.mark.parametrize("messages", DIALOGUES)
 @pytest.mark.parametrize("name", NAMES)
 def test_transformers_renders_our_templates_as_we_do(tmp_path, name, messages, prompt):
-    ours = train_tokenizer(corpus(), TokenizerConfig(vocab_size=320))
+    ours = chat_tokenizer()
     template = ChatTemplate.named(name)
     save_for_transformers(ours, tmp_path, chat_template=template.source)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)

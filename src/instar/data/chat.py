@@ -5,6 +5,7 @@ the template's own ``<|im_end|>`` is the token.
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -41,21 +42,39 @@ class Rendering:
         """Raises UserError as `encode_chat` does."""
         self._tokenizer, self._template = tokenizer, template
         self._special = _special_tokens(tokenizer, template)
-        self._messages, self._mark = _break_spellings(checked_messages(messages), self._special)
+        messages = checked_messages(messages)
+        self._mark, self._edge = _unused(messages)
+        self._messages = _break_spellings(messages, self._special, self._mark)
 
     def text(self, count: int, add_generation_prompt: bool) -> str:
         """Returns the text of the first `count` messages, for `encode`."""
+        return self.text_and_edges(count, add_generation_prompt)[0]
+
+    def text_and_edges(
+        self, count: int, add_generation_prompt: bool = False
+    ) -> tuple[str, list[int]]:
+        """Returns that text, and where in it blocks of the template begin and end in turn.
+
+        They are the ``{% generation %}`` blocks, which tell what is to be learnt.
+        """
         tokenizer = self._tokenizer
-        return self._template.render(
+        marked = self._template.render(
             self._messages[:count],
             bos_token=tokenizer.special_name(tokenizer.bos_id),
             eos_token=tokenizer.special_name(tokenizer.eos_id),
             add_generation_prompt=add_generation_prompt,
+            edge=self._edge,
         )
+        pieces = marked.split(self._edge)
+        return "".join(pieces), list(itertools.accumulate(map(len, pieces[:-1])))
 
     def split(self, text: str) -> list[str]:
         """Returns the pieces of a text: at odd places special tokens, at even ones the rest."""
         return re.split(f"({_any_of(self._special)})", text)
+
+    def words(self, text: str) -> str:
+        """Returns a text without its special tokens."""
+        return "".join(self.split(text)[::2]).replace(self._mark, "")
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, or of a part of one."""
@@ -69,7 +88,8 @@ class Rendering:
 def stop_ids(tokenizer: Tokenizer, template: ChatTemplate) -> list[int]:
     """Returns the tokens, in order, that end an assistant's turn.
 
-    They are the EOS, and the special token that the template writes after an assistant's content.
+    They are the EOS, the special token that the template writes after an assistant's content, and
+    those of its `stop_tokens` that the tokenizer has.
     """
     special = _special_tokens(tokenizer, template)
     probe = "the assistant's words"
@@ -79,7 +99,8 @@ def stop_ids(tokenizer: Tokenizer, template: ChatTemplate) -> list[int]:
         eos_token=tokenizer.special_name(tokenizer.eos_id),
     )
     after = re.search(rf"{probe}\s*({_any_of(special)})", text)
-    return sorted({tokenizer.eos_id, *([special[after[1]]] if after else [])})
+    names = [*([after[1]] if after else []), *(n for n in template.stop_tokens if n in special)]
+    return sorted({tokenizer.eos_id, *(special[name] for name in names)})
 
 
 def _special_tokens(tokenizer: Tokenizer, template: ChatTemplate) -> dict[str, int]:
@@ -103,29 +124,37 @@ def _alternatives(names: tuple[str, ...]) -> str:
     return "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
 
 
+def _unused(messages: Sequence[Message]) -> tuple[str, str]:
+    """Returns two characters that are in no message."""
+    held = set().union(*(text for message in messages for text in message.values()))
+    unused = [character for character in _NONCHARACTERS if character not in held]
+    if len(unused) < 2:
+        raise UserError(
+            "messages hold nearly every noncharacter from U+FDD0 to U+FDEF; remove two of them"
+        )
+    return unused[0], unused[1]
+
+
 def _break_spellings(
-    messages: Sequence[Message], special: Mapping[str, int]
-) -> tuple[list[Message], str]:
-    """Returns the messages with a mark inside whatever spells a special token, and the mark.
+    messages: Sequence[Message], special: Mapping[str, int], mark: str
+) -> list[Message]:
+    """Returns the messages with a mark inside whatever spells a special token.
 
     Contents are else as they are, for templates look at them.
     """
-    contents = "".join(message["content"] for message in messages)
-    mark = next((mark for mark in _NONCHARACTERS if mark not in contents), None)
-    if mark is None:
-        raise UserError(
-            "messages hold every noncharacter from U+FDD0 to U+FDEF; remove one of them"
-        )
     starts = re.compile(f"(?={_any_of(special)})")
-    broken = []
-    for message in messages:
-        content = message["content"]
-        places = {match.start() for match in starts.finditer(content)}
-        places |= _unfinished(content.rstrip(), special)
+
+    def broken(text: str) -> str:
+        places = {match.start() for match in starts.finditer(text)}
+        places |= _unfinished(text.rstrip(), special)
         for place in sorted(places, reverse=True):
-            content = content[: place + 1] + mark + content[place + 1 :]
-        broken.append({**message, "content": content})
-    return broken, mark
+            text = text[: place + 1] + mark + text[place + 1 :]
+        return text
+
+    return [
+        {name: text if name == "role" else broken(text) for name, text in message.items()}
+        for message in messages
+    ]
 
 
 def _unfinished(content: str, special: Mapping[str, int]) -> set[int]:

@@ -7,8 +7,6 @@ comparison and a rated text of the same words have the same ids behind the same 
 import hashlib
 from collections.abc import Sequence
 
-import numpy as np
-
 from instar.data.chat import ChatTemplate, Message, stop_ids
 from instar.data.chat_template import checked_messages
 from instar.data.dialogues import encode_dialogue
@@ -83,9 +81,6 @@ class CompletionEncoder:
         if not isinstance(completion, str):
             raise UserError(f"completion must be a text, not {type(completion).__name__}")
         messages = [*prompt_messages(prompt), {"role": "assistant", "content": completion}]
-        dialogue = encode_dialogue(self.tokenizer, self.template, messages, self.begin)
-        # The assistant may have had earlier turns, whose tokens are targets too.
-        earlier = dialogue.ends[-2] if len(dialogue.ends) > 1 else 0
-        first = earlier + int(np.argmax(dialogue.targets[earlier:]))
-        ids = dialogue.ids.tolist()
+        dialogue = encode_dialogue(self.tokenizer, self.template, messages, self.begin)[-1]
+        ids, first = dialogue.ids.tolist(), dialogue.begins[-1]
         return ids[:first], ids[first:]

@@ -32,7 +32,7 @@ class Documents:
     """What is known of each document of a source, arrays [D].
 
     `first_record` is the number of its first record in the shards, `tokens` its length with BOS
-    and EOS, `bytes` that of its text in UTF-8 (of a dialogue: of what the assistant says),
+    and EOS, `bytes` that of its text in UTF-8 (of a dialogue: of what is learnt of it), and
     `held_out` whether it is kept from training.
     """
 
@@ -48,7 +48,7 @@ class Documents:
 
 @dataclass(frozen=True)
 class Targets:
-    """Which tokens of a source's dialogues are to be learnt: those that the assistant says.
+    """Which tokens of a source's dialogues are to be learnt: mostly what the assistant says.
 
     Document d has the spans `offsets[d]` to `offsets[d + 1]`, each of which is the document's
     tokens from `start` to before `end`. All arrays are int64 [D + 1] or [spans].

@@ -1,5 +1,6 @@
 """Dialogues to learn from: what the files call them, and which of their tokens are targets."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from instar.data.chat import ChatTemplate, Message, Rendering
-from instar.data.chat_template import checked_messages
+from instar.data.chat_template import TOOL_FIELDS, checked_messages
 from instar.data.tokenizer_formats import Tokenizer
 from instar.errors import UserError
 
@@ -34,26 +35,34 @@ class EncodedDialogue:
 
     Attributes:
       ids: int32 [T].
-      targets: bool [T], the tokens that the assistant says, each turn's end token included.
-      ends: where each of the assistant's turns ends: indexes behind its end token, ascending.
+      targets: bool [T], the tokens to be learnt, each turn's end token among them.
+      begins: where each of the assistant's turns begins: how many of the ids it is given when it
+        answers.
+      ends: where each ends: indexes behind its end token, ascending.
+      sizes: the bytes in UTF-8 of what is learnt up to each end, from the one before.
     """
 
     ids: np.ndarray
     targets: np.ndarray
+    begins: tuple[int, ...]
     ends: tuple[int, ...]
+    sizes: tuple[int, ...]
 
     def cut(self, limit: int) -> "EncodedDialogue | None":
         """As many whole turns as fit into `limit` tokens; None where the first does not."""
-        kept = tuple(end for end in self.ends if end <= limit)
+        kept = sum(end <= limit for end in self.ends)
         if not kept:
             return None
-        return EncodedDialogue(self.ids[: kept[-1]], self.targets[: kept[-1]], kept)
+        last = self.ends[kept - 1]
+        of_turns = (each[:kept] for each in (self.begins, self.ends, self.sizes))
+        return EncodedDialogue(self.ids[:last], self.targets[:last], *of_turns)
 
 
 def read_dialogue(record: Any, form: Format, place: str) -> list[Message]:
     """The messages of one record of a file.
 
-    - `messages` (OpenAI): `{"messages": [{"role": ..., "content": ...}, ...]}`;
+    - `messages` (OpenAI): `{"messages": [{"role": ..., "content": ...}, ...]}`, where an
+      assistant's message may have `chat_template.TOOL_FIELDS` besides;
     - `alpaca` (Stanford): `{"instruction": ..., "input": ..., "output": ...}`;
     - `sharegpt`: `{"conversations": [{"from": "human", "value": ...}, ...]}`.
 
@@ -118,40 +127,86 @@ def encode_dialogue(
     template: ChatTemplate,
     messages: Sequence[Message],
     begin: Sequence[int] = (),
-) -> EncodedDialogue:
+) -> list[EncodedDialogue]:
     """The tokens of a dialogue up to the assistant's last turn, and which of them are targets.
 
-    What the assistant says is encoded apart from what stands before it, as it is when a model
-    answers. What a template writes behind the end token belongs to the next turn.
+    Targets are what stands in the template's ``{% generation %}`` blocks, and where it has none,
+    what the assistant says with its end token. What the assistant says is encoded apart from what
+    stands before it, as it is when a model answers. What a template writes behind the end token
+    belongs to the next turn.
+
+    A template may write what was said before otherwise than the turn that is being said (ChatGLM-6B
+    marks the last alone as an answer). A turn then begins a text of its own, with all rounds before
+    it as its prompt.
 
     Args:
-      begin: ids before the dialogue, such as a BOS that the template does not write.
+      begin: ids before each text, such as a BOS that the template does not write.
+
+    Returns:
+      The texts, each with one turn of the assistant or more, in their order.
 
     Raises:
-      UserError: the template refuses the dialogue, does not write it from the beginning to the
-        end, or ends the assistant's turns with no special token.
+      UserError: the template refuses the dialogue, does not write a turn from the beginning to the
+        end, or ends the assistant's turns with no special token, or with one that is no target.
     """
     rendering = Rendering(tokenizer, template, messages)
-    ids, targets, ends = list(begin), [False] * len(begin), []
-    written = ""
+    texts = [_Text(rendering, begin)]
     for count, message in enumerate(messages, 1):
         if message["role"] != "assistant":
             continue
-        before = rendering.text(count - 1, add_generation_prompt=True)
-        after = rendering.text(count, add_generation_prompt=False)
-        if not (before.startswith(written) and after.startswith(before)):
+        prompt = rendering.text(count - 1, add_generation_prompt=True)
+        whole, edges = rendering.text_and_edges(count)
+        if edges and not whole.startswith(prompt) and set(TOOL_FIELDS) & set(message):
+            # What it does with tools stands where its words would.
+            prompt = rendering.text(count - 1, add_generation_prompt=False)
+        if not whole.startswith(texts[-1].written):
+            texts.append(_Text(rendering, begin))
+        if not (prompt.startswith(texts[-1].written) and whole.startswith(prompt)):
             raise UserError(
                 f"chat template {template.name} writes messages[{count - 1}] into what stands "
                 "before it, so that its tokens cannot be told apart: use another template"
             )
-        answer = _to_its_end(rendering, after[len(before) :], template)
-        for text, is_target in ((before[len(written) :], False), (answer, True)):
-            encoded = rendering.encode(text)
-            ids += encoded
-            targets += [is_target] * len(encoded)
-        ends.append(len(ids))
-        written = before + answer
-    return EncodedDialogue(np.asarray(ids, np.int32), np.asarray(targets, bool), tuple(ends))
+        said = len(prompt)
+        end = said + len(_to_its_end(rendering, whole[said:], template))
+        learnt = list(zip(edges[::2], edges[1::2], strict=True)) if edges else [(said, end)]
+        if not any(begins < end <= ends for begins, ends in learnt):
+            raise UserError(
+                f"chat template {template.name} leaves the end of what the assistant says out of "
+                "its generation blocks, so that a model would not learn to stop: put it into them"
+            )
+        texts[-1].add_turn(whole[:end], said, learnt)
+    return [text.encoded() for text in texts]
+
+
+class _Text:
+    """A text that grows turn by turn; `written` is all of it."""
+
+    def __init__(self, rendering: Rendering, begin: Sequence[int]):
+        self._rendering, self.written = rendering, ""
+        self._ids, self._targets = list(begin), [False] * len(begin)
+        self._begins, self._ends, self._sizes = [], [], []
+
+    def add_turn(self, text: str, said: int, learnt: Sequence[tuple[int, int]]) -> None:
+        """Makes `text` all of it: from `said` on the assistant's, with targets at `learnt`."""
+        first, size = len(self.written), 0
+        inside = {place for edges in learnt for place in edges if first < place < len(text)}
+        for start, end in itertools.pairwise(sorted({first, said, len(text)} | inside)):
+            if start == said:
+                self._begins.append(len(self._ids))
+            piece, is_target = text[start:end], any(a <= start and end <= b for a, b in learnt)
+            ids = self._rendering.encode(piece)
+            self._ids += ids
+            self._targets += [is_target] * len(ids)
+            size += len(self._rendering.words(piece).encode()) if is_target else 0
+        self._ends.append(len(self._ids))
+        self._sizes.append(size)
+        self.written = text
+
+    def encoded(self) -> EncodedDialogue:
+        """What it is by now."""
+        ids, targets = np.asarray(self._ids, np.int32), np.asarray(self._targets, bool)
+        of_turns = map(tuple, (self._begins, self._ends, self._sizes))
+        return EncodedDialogue(ids, targets, *of_turns)
 
 
 def _to_its_end(rendering: Rendering, answer: str, template: ChatTemplate) -> str:

@@ -21,7 +21,8 @@ class Document:
 
     Attributes:
       ids: int [T], all that is around the text included.
-      bytes: the length in UTF-8 of what is learnt: the text, or what the assistant says.
+      bytes: the length in UTF-8 of what is learnt: of a text all, of a dialogue mostly what the
+        assistant says.
       targets: bool [T], the tokens to learn; None for a text, where that is all of them.
       cut: whether later turns were left out.
     """
@@ -37,7 +38,8 @@ class TooLong:
     """In the place of a dialogue whose first turn does not fit into a row."""
 
 
-Encoder = Callable[[Sequence[Record]], list[Document | TooLong | Broken]]
+# Of each record the documents that it makes, or why there is none.
+Encoder = Callable[[Sequence[Record]], list[list[Document] | TooLong | Broken]]
 
 
 class TextEncoder:
@@ -46,12 +48,12 @@ class TextEncoder:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
 
-    def __call__(self, records: Sequence[Record]) -> list[Document]:
-        """The documents of whole records, in their order."""
+    def __call__(self, records: Sequence[Record]) -> list[list[Document]]:
+        """The one document of each whole record, in their order."""
         bos, eos = self._tokenizer.bos_id, self._tokenizer.eos_id
         encoded = self._tokenizer.encode_batch([record.text for record in records])
         return [
-            Document(np.concatenate([[bos], ids, [eos]]), len(record.text.encode()))
+            [Document(np.concatenate([[bos], ids, [eos]]), len(record.text.encode()))]
             for record, ids in zip(records, encoded, strict=True)
         ]
 
@@ -62,22 +64,26 @@ class DialogueEncoder:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, limit: int):
         self._tokenizer, self._template, self._limit = tokenizer, template, limit
 
-    def __call__(self, records: Sequence[Record]) -> list[Document | TooLong | Broken]:
-        """A document of each whole record, in their order, or why there is none."""
+    def __call__(self, records: Sequence[Record]) -> list[list[Document] | TooLong | Broken]:
+        """The documents of each whole record, in their order, or why there are none."""
         return [self._encode(record) for record in records]
 
-    def _encode(self, record: Record) -> Document | TooLong | Broken:
+    def _encode(self, record: Record) -> list[Document] | TooLong | Broken:
         try:
-            whole = encode_dialogue(self._tokenizer, self._template, record.messages)
+            texts = encode_dialogue(self._tokenizer, self._template, record.messages)
         except UserError as error:
             return Broken(str(error))
-        dialogue = whole.cut(self._limit)
-        if dialogue is None:
+        fitting = [(text, text.cut(self._limit)) for text in texts]
+        documents = [
+            Document(kept.ids, sum(kept.sizes), kept.targets, len(kept.ends) < len(text.ends))
+            for text, kept in fitting
+            if kept is not None
+        ]
+        if not documents:
             return TooLong()
-        said = [m["content"] for m in record.messages if m["role"] == "assistant"]
-        turns = len(dialogue.ends)
-        size = sum(len(content.encode()) for content in said[:turns])
-        return Document(dialogue.ids, size, dialogue.targets, turns < len(said))
+        if len(documents) < len(texts):
+            documents[-1] = dataclasses.replace(documents[-1], cut=True)
+        return documents
 
 
 def open_template(name: str, saved: epath.Path) -> ChatTemplate:
@@ -100,7 +106,7 @@ def with_bos(template: ChatTemplate, tokenizer: Tokenizer) -> ChatTemplate:
 
     Its source alone then gives the ids that are trained on. One from a file is taken as it is.
     """
-    if template.name not in NAMES or not tokenizer.adds_bos:
+    if template.name not in NAMES or not (template.bos and tokenizer.adds_bos):
         return template
     return dataclasses.replace(template, source="{{ bos_token }}" + template.source)
 

@@ -142,4 +142,5 @@ def _words(record: Record) -> str:
     """A whole record's text as a tokenizer is to learn it: of a dialogue, what is said in it."""
     if record.messages is None:
         return record.text
-    return "\n".join(message["content"] for message in record.messages)
+    words = (text for each in record.messages for name, text in each.items() if name != "role")
+    return "\n".join(words)

@@ -20,7 +20,8 @@ class PrepareConfig:
 
     Dialogues are written by `chat_template`, the name of one that comes with Instar or the path of
     a .jinja file. They are cut after the last of the assistant's turns that fits into the longest
-    rows, and packed by "best_fit" whatever `packing` says.
+    rows, and packed by "best_fit" whatever `packing` says. A template that writes earlier turns
+    otherwise than the last makes a document of each answer, with the turns before it as its prompt.
     """
 
     sources: tuple[SourceConfig, ...]

@@ -97,12 +97,12 @@ class SourceWriter:
 
     def _encoded(
         self, cursor: _Cursor, tell: Callable[[str], None]
-    ) -> Iterator[tuple[int, Record, Document | TooLong | Broken]]:
+    ) -> Iterator[tuple[int, Record, list[Document] | TooLong | Broken]]:
         """The records from the cursor on, with what they are as documents."""
         documents, new_tokens, start = cursor.documents, 0, time.monotonic()
         for batch in _batched(self._records(cursor), TOKENIZER_BATCH):
             encoded = self._encode([record for _, record in batch if record.text is not None])
-            whole = [document for document in encoded if isinstance(document, Document)]
+            whole = [each for made in encoded if isinstance(made, list) for each in made]
             documents += len(whole)
             new_tokens += sum(len(document.ids) for document in whole)
             speed = new_tokens / max(time.monotonic() - start, 1e-3)
@@ -113,7 +113,9 @@ class SourceWriter:
                 yield number, record, Broken(record.reason) if broken else next(outcomes)
 
     def _write_shard(
-        self, cursor: _Cursor, encoded: Iterator[tuple[int, Record, Document | TooLong | Broken]]
+        self,
+        cursor: _Cursor,
+        encoded: Iterator[tuple[int, Record, list[Document] | TooLong | Broken]],
     ) -> _Cursor:
         """Takes records until the shard is full or the source ends; returns the cursor after."""
         name = f"{cursor.shards:05d}"
@@ -122,22 +124,23 @@ class SourceWriter:
         token_records, total, too_long = cursor.token_records, 0, 0
         at = (len(self._files), 0)
         with _array_record(self._folder / f"tokens-{name}.array_record") as write:
-            for number, record, document in encoded:
-                match document:
+            for number, record, made in encoded:
+                match made:
                     case Broken(reason):
                         line = {"file": record.file, "position": record.position, "reason": reason}
                         skipped.append(json.dumps(line) + "\n")
                     case TooLong():
                         too_long += 1
-                    case Document():
-                        first.append(token_records)
-                        held_out.append(is_held_out(record.text, self._config))
-                        tokens = document.ids.astype(self._dtype)
-                        for start in range(0, len(tokens), self._config.record_tokens):
-                            write(tokens[start : start + self._config.record_tokens].tobytes())
-                            token_records += 1
-                        written.append(dataclasses.replace(document, ids=tokens))
-                        total += len(tokens)
+                    case documents:
+                        for document in documents:
+                            first.append(token_records)
+                            held_out.append(is_held_out(record.text, self._config))
+                            tokens = document.ids.astype(self._dtype)
+                            for start in range(0, len(tokens), self._config.record_tokens):
+                                write(tokens[start : start + self._config.record_tokens].tobytes())
+                                token_records += 1
+                            written.append(dataclasses.replace(document, ids=tokens))
+                            total += len(tokens)
                 if total >= self._config.shard_tokens:
                     at = (number, record.position + 1)
                     break

@@ -129,7 +129,7 @@ class Model:
         tokenizer = self._need_tokenizer()
         ids = encode_chat(tokenizer, template, messages, add_generation_prompt=True)
         # A template that came with a model writes the BOS itself, where the model wants one.
-        begin = self.card.begins_with_bos and template.name in NAMES
+        begin = self.card.begins_with_bos and template.name in NAMES and template.bos
         return [tokenizer.bos_id, *ids] if begin else ids
 
     def chat_template(self, name: str | None = None) -> ChatTemplate:

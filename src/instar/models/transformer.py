@@ -170,6 +170,8 @@ class Block(nnx.Module):
             "kv_positions": keys.positions,
             "segment_ids": context.segment_ids,
             "kv_segment_ids": keys.segment_ids,
+            # Block 0, which all see by its number too; but kernels that know rows alone must know.
+            "prefix_length": None if context.places is None else jnp.ones(len(x), jnp.int32),
         }
         kept = tuple(each.astype(q.dtype) for each in keys.kept)
         return mix(q, kept, functools.partial(compute, **places)), cache

@@ -25,6 +25,7 @@ from instar.objectives.language import next_token_sums
 from instar.sharding import rules
 from instar.sharding.inputs import BatchLayout, check_row_length, place_rows
 from instar.stages.config import LanguageConfig
+from instar.stages.prefix import check_dataset
 from instar.stages.run import (
     Recipe,
     check_attention,
@@ -111,13 +112,6 @@ def make_model(
 ) -> LanguageModel:
     """The model, checked against the tokenizer, the rows and the mesh."""
     length, tokenizer = config.data.sequence_length, dataset.tokenizer
-    if spec.prefix is not None:
-        # Of a text without a start token all is prefix, in which a token sees those that it is to
-        # predict: the loss would fall to nothing, and nothing be learnt.
-        raise UserError(
-            "a model whose texts begin with a prefix (ChatGLM-6B) cannot be trained yet: no data "
-            "set marks where a prefix ends; generate with it, or choose another model"
-        )
     if spec.vocab_size < tokenizer.vocab_size:
         raise UserError(
             f"the model's vocabulary ({spec.vocab_size}) is smaller than the tokenizer's "
@@ -128,6 +122,7 @@ def make_model(
             f"data.sequence_length ({length}) exceeds the model's {spec.max_positions} positions"
         )
     check_row_length(mesh, length, "data.sequence_length")
+    check_dataset(spec, dataset, config.data)
     chunk, parts = config.execution.loss_chunk, mesh.shape["context"]
     if chunk % parts:
         raise UserError(

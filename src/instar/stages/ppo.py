@@ -21,6 +21,7 @@ from instar.evaluation.scorers import open_scorer
 from instar.interchange.reward import encoder_of
 from instar.models.language_model import LanguageModel
 from instar.models.reward_model import RewardModel
+from instar.models.spec import ModelSpec
 from instar.reinforcement.experience import Networks
 from instar.reinforcement.update import make_improve
 from instar.sharding import rules
@@ -37,6 +38,7 @@ from instar.stages.ppo_roles import (
     read_frozen,
 )
 from instar.stages.ppo_state import begin, finish, make_learners, make_template
+from instar.stages.prefix import check_dataset
 from instar.stages.run import conduct, facts_of, make_layout
 from instar.training.agreement import first_before_others
 from instar.training.flops import forward_flops_per_token, parameter_count
@@ -74,7 +76,7 @@ def ppo(config: PpoConfig, workdir: str) -> TrainState:
     example = prompts.prompts[0]
     scorer = open_scorer(config.reward.scorer, example) if config.reward.scorer else None
     gold = {name: open_scorer(each, example) for name, each in config.gold.items()}
-    pretraining = open_pretraining(config, encoder)
+    pretraining = open_pretraining(config, encoder, networks.policy.spec)
 
     # What changes, and how.
     learners = make_learners(config, networks)
@@ -134,7 +136,9 @@ def open_held_out(config: PpoConfig, encoder: CompletionEncoder) -> PromptSet | 
     return PromptSet.open(settings.held_out, encoder, settings.max_length, "prompts.held_out")
 
 
-def open_pretraining(config: PpoConfig, encoder: CompletionEncoder) -> TrainingRows | None:
+def open_pretraining(
+    config: PpoConfig, encoder: CompletionEncoder, spec: ModelSpec
+) -> TrainingRows | None:
     """The rows whose gradient each update adds. Raises UserError where they do not fit."""
     if config.ptx is None:
         return None
@@ -145,6 +149,7 @@ def open_pretraining(config: PpoConfig, encoder: CompletionEncoder) -> TrainingR
             f"ptx.data {data.path} was prepared with another tokenizer than that of parent "
             f"{config.parent}"
         )
+    check_dataset(spec, dataset, data)
     return TrainingRows(
         dataset, sequence_length=data.sequence_length, weights=data.weights, seed=config.seed
     )

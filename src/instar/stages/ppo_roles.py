@@ -29,6 +29,7 @@ from instar.reinforcement.roles import (
 from instar.sharding import rules
 from instar.stages.ppo_config import PpoConfig
 from instar.stages.ppo_iteration import Frozen
+from instar.stages.prefix import check_template
 from instar.stages.run import check_attention, make_execution
 from instar.training.state import TrainState
 
@@ -94,9 +95,12 @@ def make_networks(
         base = LanguageModel(roles.base.card.spec, execution)
     start = roles.critic or roles.reward
     critic = RewardModel(card.spec if start is None else start.card.spec, 1, execution).model
-    cards = {"reward.model": roles.reward, "critic.parent": roles.critic, "base": roles.base}
-    for name, opened in cards.items():
-        tokenizer = None if opened is None else opened.card.tokenizer
+    names = {"reward": "reward.model", "critic": "critic.parent"}
+    for role, opened in vars(roles).items():
+        if opened is None:
+            continue
+        name, tokenizer = names.get(role, role), opened.card.tokenizer
+        check_template(opened.card.spec, encoder.tokenizer, encoder.template, name)
         if tokenizer is not None and tokenizer.digest != encoder.tokenizer.digest:
             raise UserError(
                 f"{name} reads the tokens of another tokenizer ({tokenizer.digest[:12]}) than "

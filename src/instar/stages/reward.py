@@ -28,6 +28,7 @@ from instar.objectives.preference import ranking_loss
 from instar.sharding import rules
 from instar.sharding.mesh import make_mesh
 from instar.sharding.processes import join_processes
+from instar.stages.prefix import check_template
 from instar.stages.reward_batches import ComparisonBatches
 from instar.stages.reward_config import RewardConfig
 from instar.stages.reward_normalise import Normaliser, demonstrations, sampler
@@ -155,6 +156,7 @@ def check_sizes(
             f"the vocabulary of parent {config.parent} ({spec.vocab_size}) is smaller than its "
             f"tokenizer's ({vocabulary})"
         )
+    check_template(spec, encoder.tokenizer, encoder.template, f"parent {config.parent}")
     rules.check_divisible(mesh, model.axes, model.shapes)
     check_attention(model.model, mesh, config.data.max_length)
 

@@ -20,6 +20,7 @@ from instar.models.language_model import LanguageModel
 from instar.models.reward_model import RewardModel
 from instar.models.transformer import Execution
 from instar.sharding.execution import on_mesh
+from instar.stages.prefix import check_template
 from instar.stages.reward_config import NormaliseConfig
 from instar.training.state import TrainState
 
@@ -112,6 +113,7 @@ def sampler(
         )
     if known is None or known.digest != encoder.tokenizer.digest:
         raise UserError("normalise.policy has another tokenizer than the parent: name another")
+    check_template(policy.card.spec, known, encoder.template, "normalise.policy")
     room = min(policy.card.spec.max_positions, max_positions)
     prompts = PromptSet.open(config.path, encoder, room - 1, "normalise.path")
 
