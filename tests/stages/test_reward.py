@@ -202,7 +202,7 @@ def test_a_reward_model_is_no_language_model(trained, tmp_path):
 
 
 def test_a_member_leaves_as_a_folder_and_is_trained_on(trained, config, ratings, tmp_path):
-    """With the bias that `normalise` gave it; sft refuses it, whose stage is that of any import."""
+    """With the bias that `normalise` gave it, and with the stage of any import."""
     export_model(ExportOptions(str(trained), str(tmp_path / "folder"), member=1))
     ours, theirs = load(trained), load(tmp_path / "folder")
     records = read(ratings)[:20]
