@@ -254,13 +254,15 @@ def test_a_folder_of_transformers_is_improved_and_another_judges(folder, setting
     changes = {"parent": str(policy), "reward": {"model": str(judge)}, "steps": 1}
     changes |= {"update": {"minibatch": 8}, "checkpoint": {"minutes": None}}
     changed = {name: settings[name] for name in kept} | changes
-    ppo(build(changed, PpoConfig), str(tmp_path / "run"))
+    done = run(changed, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
     (line,) = logged(tmp_path / "run")
     assert np.isfinite(line["score"])
     lineage = json.loads((tmp_path / "run/checkpoints/1/lineage/lineage.json").read_text())
     assert {lineage[role]["stage"] for role in ("parent", "reward")} == {"import"}
     with pytest.raises(UserError, match="parent is a reward model, and must be a language model"):
-        ppo(build(changed | {"parent": str(judge)}, PpoConfig), str(tmp_path / "other"))
+        other = changed | {"parent": str(judge), "batch": {"size": 8}}
+        ppo(build(other, PpoConfig), str(tmp_path / "other"))
 
 
 def test_without_a_coefficient_it_collapses_and_says_so(folder, settings):
