@@ -3,10 +3,11 @@
     instar pretrain --config configs/pretrain/chatglm.py --workdir runs/chatglm/6b \\
         --config.hardware=h100-8
 
-The command still refuses a model whose texts begin with a prefix where the data set marks none;
-what this file describes is the model, 6.17 billion parameters with the head that its code ties to
+What this file describes is the model, 6.17 billion parameters with the head that its code ties to
 the table of tokens, and what is known of its training: rows of 2048 tokens, about 1 trillion of
-them, in Chinese and English.
+them, in Chinese and English. The command refuses plain text for a model whose texts begin with a
+prefix, which none marks there: GLM's blanks to fill in are not made here, and it can be trained on
+dialogues (`configs/sft/chatglm.py`).
 
 Not published: learning rate, batch, schedule and optimiser. What stands here is what GPT-3 has at
 6.7 billion parameters (`configs/pretrain/gpt3.py`), without the batch's growth.

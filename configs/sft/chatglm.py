@@ -8,9 +8,6 @@ with the template `chatglm`. The script tunes on ADGEN: questions and answers of
 5000 steps of 48 pairs (3 GPUs, 4 on each, 4 times), a rate of 1e-4 that falls linearly to 0 without
 a warm-up, Adam and clip as the transformers Trainer has them. Here a batch is of 48 rows of 128
 tokens.
-
-The command refuses a model whose texts begin with a prefix as long as no data set marks where a
-prefix ends.
 """
 
 from ml_collections import ConfigDict
