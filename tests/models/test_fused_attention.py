@@ -126,7 +126,7 @@ def test_a_model_whose_prefix_sees_what_comes_later_asks_for_more(kernel):
     refused = []
 
     def asked(q, k, v, **arguments):
-        refused.append(kernel.refuses(q, arguments))
+        refused.append(kernel.refuses(q, v, arguments))
         return attend(q, k, v, **arguments)
 
     model = LanguageModel(PREFIX, Execution(dtype=jnp.bfloat16, attend=asked))
