@@ -32,9 +32,10 @@ def test_the_function_stays(name, dtype):
     if dtype == "float32":
         np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
     else:
-        # By norm: XLA rounds to bfloat16 at other places in another program.
-        error = np.linalg.norm(after - before) / np.linalg.norm(before)
-        assert error < 0.03
+        # By norm: XLA rounds to bfloat16 at other places in another program. Of all tokens but one,
+        # which may choose another expert where two are about as good.
+        errors = np.linalg.norm(after - before, axis=-1) / np.linalg.norm(before, axis=-1)
+        assert np.sort(errors, axis=None)[-2] < 0.03
     for path, x in jax.tree.leaves_with_path(changed):
         if path[-1].key == "kernel":
             assert x.dtype == ("float32" if path[-2].key == "router" else dtype), path
