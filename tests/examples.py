@@ -1,9 +1,11 @@
 """Small models and inputs that the numerical tests share, all drawn from fixed seeds."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import numpy as np
+import pytest
 
 from instar.families import chatglm1, deepseek_v3, gpt3, llama
 from instar.models.language_model import LanguageModel
@@ -134,6 +136,14 @@ SPECS = {"gpt": GPT, "llama": LLAMA, "mixed": MIXED, "experts": EXPERTS, "wired"
 SPECS |= {"prefix": PREFIX, "latent": LATENT}
 # Those in which a token never sees a later one.
 CAUSAL = {name: spec for name, spec in SPECS.items() if spec.prefix is None}
+# Of SPECS, what tests that compile much take; `-m exhaustive` takes the others.
+TELLING = ("gpt", "mixed", "prefix", "latent")
+
+
+def telling(names: Iterable[str]) -> list:
+    """`names` as a test's parameters, of which all but TELLING are exhaustive."""
+    slow = pytest.mark.exhaustive
+    return [name if name in TELLING else pytest.param(name, marks=slow) for name in names]
 
 
 def random_params(model: LanguageModel, seed: int, dtype: type = np.float32) -> dict:

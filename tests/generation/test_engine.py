@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import pytest
-from examples import CAUSAL, GPT, SPECS, random_params, with_mixer
+from examples import CAUSAL, GPT, SPECS, random_params, telling, with_mixer
 
 from instar.errors import UserError
 from instar.generation.engine import Engine
@@ -27,11 +27,6 @@ PROMPTS = [[5, 9, 2, 30], [7], [1, 1, 1, 12, 3, 25], [11, 4], [8] * 9]
 NEW, LONGEST = 8, 9
 GREEDY = SamplingConfig(NEW, temperature=0.0)
 DRAWN = SamplingConfig(NEW, temperature=0.9, top_k=20, top_p=0.95)
-
-
-@pytest.fixture(autouse=True)
-def quick() -> Iterator[None]:
-    yield
 
 
 def spell(tokens: list[int]) -> str:
@@ -93,7 +88,7 @@ def counted_compilations() -> Iterator[list]:
 # --- What is generated --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", telling(CAUSAL))
 def test_greedy_is_the_argmax_of_the_full_forward(name):
     """Prompts of unequal lengths, each as if it were alone, in batches of several sizes."""
     expected = [full_forward_greedy(name, prompt) for prompt in PROMPTS]

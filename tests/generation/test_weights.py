@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import SPECS, random_params
+from examples import SPECS, random_params, telling
 
 from instar.families import mixtral
 from instar.generation.engine import Engine
@@ -21,7 +21,7 @@ TOKENS = np.random.default_rng(0).integers(0, 37, (3, 13))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", telling(SPECS))
 def test_the_function_stays(name, dtype):
     model = LanguageModel(SPECS[name], Execution(jnp.dtype(dtype)))
     params = random_params(model, 2)
@@ -46,8 +46,12 @@ MIXTRAL = mixtral.mixtral(depth=2, width=16, heads=2, mlp_width=10, vocab_size=3
 
 @pytest.mark.parametrize(
     ("spec", "config"),
-    [(SPECS["llama"], MeshConfig(fsdp=2)), (MIXTRAL, MeshConfig(fsdp=1, expert=2))],
-    ids=["fsdp", "experts"],
+    [
+        pytest.param(SPECS["llama"], MeshConfig(fsdp=2), id="fsdp"),
+        pytest.param(
+            MIXTRAL, MeshConfig(fsdp=1, expert=2), id="experts", marks=pytest.mark.exhaustive
+        ),
+    ],
 )
 def test_parameters_on_a_mesh_stay_there(spec, config):
     mesh = make_mesh(config, jax.devices()[:2])

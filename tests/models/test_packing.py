@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import CAUSAL, LATENT, SPECS, packed_batch, random_params
+from examples import CAUSAL, LATENT, SPECS, packed_batch, random_params, telling
 
 from instar.errors import UserError
 from instar.models.cache import init_cache
@@ -41,7 +41,7 @@ def inputs(batch: dict) -> dict:
     return {name: batch[name] for name in ("positions", "segment_ids")}
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", telling(SPECS))
 def test_packed_documents_equal_the_documents_alone(name):
     with jax.enable_x64(True):
         model = LanguageModel(SPECS[name], DOUBLE)
@@ -71,7 +71,7 @@ def test_packed_documents_equal_the_documents_alone(name):
         close(bare[0], alone[0, : PACKED[0][0]])
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", telling(CAUSAL))
 def test_reading_in_pieces_with_a_cache_equals_the_full_forward(name):
     """Each row advances by its own number of tokens, with padding wherever it has none."""
     with jax.enable_x64(True):

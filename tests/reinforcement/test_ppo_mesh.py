@@ -108,7 +108,9 @@ def on_one_device() -> tuple[TrainState, dict, jax.Array]:
     return iteration(MeshConfig(1, 1, 1), "rows")
 
 
-@pytest.mark.parametrize("generation", ["rows", "heads"])
+@pytest.mark.parametrize(
+    "generation", [pytest.param("rows", marks=pytest.mark.exhaustive), "heads"]
+)
 def test_an_iteration_on_a_mesh_is_that_of_one_device(generation):
     """Sharded over two ways, with one role whole on every device, and answers in either layout.
 

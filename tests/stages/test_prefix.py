@@ -253,6 +253,7 @@ def later(tuned, tmp_path_factory) -> dict[str, dict]:
     return {"folder": folder, "reward": common | reward, "ppo": common | ppo}
 
 
+@pytest.mark.exhaustive
 def test_reward_and_ppo_go_on_from_it(later):
     folder = later["folder"]
     for stage in ("reward", "ppo"):
@@ -307,6 +308,7 @@ def test_texts_without_a_prefix_of_their_own_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("stage", ["reward", "ppo"])
 def test_a_template_that_marks_no_prefix_is_refused(stage, later, parent, tmp_path, capsys):
     settings = later[stage] | {"parent": str(parent), "chat_template": "plain"}

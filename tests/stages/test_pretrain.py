@@ -110,6 +110,7 @@ def test_another_mesh_goes_on_from_the_same_checkpoint(run_config, finished_run,
     assert losses(tmp_path) == pytest.approx(losses(finished_run), rel=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_a_mixtral_trains_on_a_mesh_and_goes_on_bit_for_bit(run_config, tmp_path):
     """Its routers' biases, which no gradient moves, are in the checkpoint too."""
     arguments = ("pretrain", "--config", run_config, "--workdir", tmp_path, "--config.steps=8")

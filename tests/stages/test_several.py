@@ -55,6 +55,7 @@ def evaluated(workdir: pathlib.Path) -> float:
     return loss
 
 
+@pytest.mark.exhaustive
 def test_four_processes_then_two_then_one(run_config, finished_run, tiny_data, tmp_path):
     workdir = tmp_path / "run"
 

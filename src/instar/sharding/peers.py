@@ -31,9 +31,9 @@ from instar.sharding.places import Place
 
 Message = dict
 
-# How long process 0 lives on when it has told the others to end: its own end makes jax abort those
-# that have not.
-_LAST_WORDS = 0.5
+# How long a process that ends waits, in seconds, for the others to have heard of it and, if it is
+# process 0, to have ended: its own end makes jax abort those that have not.
+_LAST_WORDS = 5.0
 
 
 class Line:
@@ -70,6 +70,22 @@ class Line:
         except ValueError:
             return None
         return found if all(isinstance(each, dict) for each in found) else None
+
+    def say_no_more(self) -> None:
+        """Tells the other side that nothing comes after what was sent; it may still send."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+
+    def drain(self, deadline: float) -> None:
+        """Reads until the other side says no more, and forgets it.
+
+        A connection that is closed with something unread takes back what was sent last.
+        """
+        with contextlib.suppress(OSError):
+            while (left := deadline - time.monotonic()) > 0:
+                self.connection.settimeout(left)
+                if not self.connection.recv(65536):
+                    return
 
 
 # --- The roll call ------------------------------------------------------------------------------
@@ -299,10 +315,16 @@ class Peers:
             self._exit(code)
 
     def _exit(self, code: int) -> NoReturn:
-        """Ends at once: what a normal end waits for may need the processes that are gone."""
+        """Ends at once: what a normal end waits for may need the processes that are gone.
+
+        Process 0 says no more when it has told all; thereupon the others end, and then it does.
+        """
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
-        if self._place.number == 0:
-            time.sleep(_LAST_WORDS)
+        deadline = time.monotonic() + _LAST_WORDS
+        for line in self._lines.values() if self._place.number == 0 else ():
+            line.say_no_more()
+        for line in self._lines.values():
+            line.drain(deadline)
         os._exit(code)
