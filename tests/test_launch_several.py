@@ -11,6 +11,7 @@ import tomllib
 
 import pytest
 import yaml
+from launch_files import read_jobset
 
 from instar.errors import RestartError, RunError, UserError
 from instar.sharding.places import VARIABLES
@@ -143,14 +144,6 @@ def test_a_tpu_pod_runs_the_words_as_they_are(stubs):
 # --- What is read by others ---------------------------------------------------------------------
 
 
-def read_jobset() -> dict:
-    """launch/gke_jobset.yaml as the example in its head fills it in."""
-    text = (LAUNCH / "gke_jobset.yaml").read_text()
-    head = " ".join(re.findall(r"#\s+export (.*)", text))
-    values = dict(pair.split("=", 1) for pair in head.split())
-    return yaml.safe_load(re.sub(r"\$\{(\w+)\}", lambda found: values[found[1]], text))
-
-
 def test_jobset():
     jobset = read_jobset()
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
@@ -183,55 +176,6 @@ def test_jobset():
     assert [volume["name"] for volume in pod["volumes"]] == [
         mount["name"] for mount in container["volumeMounts"]
     ]
-
-
-def unknown(value, schema, path="") -> list[str]:
-    """The fields of `value` that a model of the schema did not take, or took for something else."""
-    if isinstance(value, dict):
-        return [
-            field
-            for key, inner in value.items()
-            for field in (
-                unknown(inner, schema[key], f"{path}.{key}")
-                if isinstance(schema, dict) and key in schema
-                else [f"{path}.{key}"]
-            )
-        ]
-    if isinstance(value, list):
-        pairs = enumerate(zip(value, schema, strict=True))
-        return [field for i, (a, b) in pairs for field in unknown(a, b, f"{path}[{i}]")]
-    return [] if value == schema else [path]
-
-
-@pytest.mark.smoke
-def test_the_jobset_follows_the_published_schema():
-    """The models that Kubeflow generates from the OpenAPI schemas of JobSet and of Kubernetes."""
-    models = pytest.importorskip("kubeflow_trainer_api.models")
-
-    def problems(jobset: dict) -> list[str]:
-        return unknown(jobset, models.JobsetV1alpha2JobSet.from_dict(jobset).to_dict())
-
-    jobset = read_jobset()
-    assert problems(jobset) == []
-    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
-    job["backofLimit"] = job.pop("backoffLimit")
-    assert problems(jobset) == [".spec.replicatedJobs[0].template.spec.backofLimit"]
-    job["completions"] = "two"
-    with pytest.raises(ValueError, match="completions"):
-        problems(jobset)
-
-
-@pytest.mark.smoke
-def test_the_skypilot_task_follows_its_schema(tmp_path):
-    sky = pytest.importorskip("sky")
-    found = sky.Task.from_yaml(str(LAUNCH / "skypilot.yaml"))
-    assert found.num_nodes == 2 and found.run
-    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
-    task["resources"]["job_recovery"]["recover_on_exit_code"] = [75]
-    path = tmp_path / "misspelled.yaml"
-    path.write_text(yaml.safe_dump(task))
-    with pytest.raises(ValueError, match="recover_on_exit_code"):
-        sky.Task.from_yaml(str(path))
 
 
 def test_skypilot():

@@ -166,11 +166,14 @@ def test_a_gguf_file_s_ids_are_those_transformers_finds(smollm):
 
     @given(texts())
     @example(mixed)
+    @example("\U00040000")
     def same(text):
         if spells_special(ours, text):
             return
         ids = ours.encode(text)
-        assert ids == theirs.encode(text, add_special_tokens=False)
+        # For a byte that the vocabulary lacks transformers writes its first token, and we nothing.
+        expected = theirs.encode(text, add_special_tokens=False)
+        assert ids == [each for each in expected if each != theirs.unk_token_id]
         assert ours.decode(ids) == theirs.decode(ids)
 
     same()
