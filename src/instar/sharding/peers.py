@@ -315,7 +315,7 @@ class Peers:
             self._exit(code)
 
     def _exit(self, code: int) -> NoReturn:
-        """Ends at once: what a normal end waits for may need the processes that are gone.
+        """Ends without what a normal end waits for, which may need the processes that are gone.
 
         Process 0 says no more when it has told all; thereupon the others end, and then it does.
         """
