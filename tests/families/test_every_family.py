@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from examples import packed_batch, random_params
+from family_examples import small_spec
 
 from instar.families.registry import FAMILIES
 from instar.generation.engine import Engine
@@ -12,29 +13,16 @@ from instar.generation.requests import Request
 from instar.generation.sampling import SamplingConfig
 from instar.models.language_model import LanguageModel
 from instar.models.reward_model import RewardModel
-from instar.models.spec import ModelSpec
 from instar.objectives.language import next_token_sums
 
 pytestmark = pytest.mark.exhaustive
 
-SMALL = {"depth": 3, "width": 32, "heads": 4, "mlp_width": 40, "vocab_size": 31}
-SMALL |= {"max_positions": 64}
-# Special tokens that the small vocabulary has, and windows that the texts outgrow.
-OWN = {"chatglm1": {"start_id": 30, "mask_ids": (29, 28)}}
-OWN |= {name: {"window": 5} for name in ("mistral", "gemma2", "gemma3", "gpt_neo", "gpt3")}
-OWN |= {name: {"experts": 4, "experts_per_token": 2} for name in ("mixtral", "qwen3_moe")}
-OWN["deepseek_v3"] = {"experts": 8, "experts_per_token": 2, "groups": 4, "top_groups": 2}
-OWN["deepseek_v3"] |= {"query_rank": 10}
 PROMPTS = ([3, 1, 4, 1, 5, 9, 2, 6, 5], [7], [2, 7, 1, 8])
-
-
-def spec_of(name: str) -> ModelSpec:
-    return FAMILIES[name].build(**SMALL, **OWN.get(name, {}))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_it_generates_what_its_forward_pass_says(name):
-    spec = spec_of(name)
+    spec = small_spec(name)
     model = LanguageModel(spec)
     params = random_params(model, 3)
     # A prompt of a model with a prefix ends where that does.
@@ -51,7 +39,7 @@ def test_it_generates_what_its_forward_pass_says(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_it_learns_with_every_parameter_and_is_judged(name):
-    model = LanguageModel(spec_of(name))
+    model = LanguageModel(small_spec(name))
     params, judge = random_params(model, 4), RewardModel(model.spec)
     batch = packed_batch(5, [[9, 7], [16]], 16, 31)
 

@@ -1,4 +1,4 @@
-"""One of several processes, of which the last `fails`, or lives and `is silent`."""
+"""One of several processes, which live; the last one `fails` or `is silent` where it is told to."""
 
 import sys
 import time

@@ -1,6 +1,7 @@
 """Several processes as one program."""
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -98,6 +99,29 @@ def connect(address: str) -> socket.socket:
 def test_where_one_fails_all_end_with_its_code():
     for code, output in run_several(range(3), HERE / "keeps_in_touch.py", "fails"):
         assert code == 7, output
+
+
+def test_a_failure_is_heard_that_comes_right_behind_the_roll_call():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def tell_both_at_once() -> None:
+            """As process 0, which tells it of a third one's failure."""
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                words = [{"present": ["a", "b", "c"]}, {"code": 7, "why": "it failed"}]
+                connection.sendall(b"".join(json.dumps(each).encode() + b"\n" for each in words))
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(4096):
+                    pass
+
+        telling = threading.Thread(target=tell_both_at_once)
+        telling.start()
+        address = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{server.getsockname()[1]}"}
+        words = (HERE / "keeps_in_touch.py", "lives")
+        ((code, output),) = run_several([1], *words, env=address, count=3)
+        telling.join()
+    assert code == 7 and "it failed" in output, output
 
 
 def test_one_that_falls_silent_is_given_up():

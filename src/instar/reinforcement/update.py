@@ -127,16 +127,7 @@ def make_improve(
             "beta": beta,
         }
         extras = {**state.extras, CRITIC: params[CRITIC]}
-        if config.adaptive_kl is not None:
-            adaptive = config.adaptive_kl
-            moved = adaptive_beta(
-                beta, metrics["kl"], len(scores), adaptive.target, adaptive.horizon
-            )
-            extras["beta"] = jnp.where(jnp.isfinite(moved), moved, beta)
-        if config.beta_decay is not None:
-            decay = config.beta_decay
-            moved = decayed_beta(state.step + 1, config.beta, decay.final, decay.iterations)
-            extras["beta"] = moved.astype(beta.dtype)
+        extras["beta"] = _next_beta(config, beta, state.step + 1, metrics["kl"], len(scores))
         if ema is not None:
             extras["ema"] = jax.tree.map(
                 lambda old, new: ema * old + (1 - ema) * new, extras["ema"], params[POLICY]
@@ -147,6 +138,21 @@ def make_improve(
         return state, metrics
 
     return improve
+
+
+def _next_beta(
+    config: UpdateConfig, beta: jax.Array, step: jax.Array, kl: jax.Array, count: int
+) -> jax.Array:
+    """The coefficient after `step` iterations, the last of `count` responses."""
+    if config.adaptive_kl is not None:
+        adaptive = config.adaptive_kl
+        moved = adaptive_beta(beta, kl, count, adaptive.target, adaptive.horizon)
+        return jnp.where(jnp.isfinite(moved), moved, beta)
+    if config.beta_decay is not None:
+        decay = config.beta_decay
+        moved = decayed_beta(step, config.beta, decay.final, decay.iterations)
+        return moved.astype(beta.dtype)
+    return beta
 
 
 def make_lessons(

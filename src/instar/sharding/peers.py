@@ -50,13 +50,17 @@ class Line:
         with contextlib.suppress(OSError):  # of which its reader learns
             self.connection.sendall(text + b"\n")
 
-    def receive(self) -> list[Message] | None:
+    def receive(self, size: int = 65536) -> list[Message] | None:
         """The objects that have come; None where the connection is closed, or not of ours.
 
         Waits for at most five seconds where nothing has come.
+
+        Args:
+          size: how many bytes are read at most. With 1 nothing is read that stands behind an
+            object, which is then there for who reads next.
         """
         try:
-            data = self.connection.recv(65536)
+            data = self.connection.recv(size)
         except TimeoutError:
             return []
         except OSError:
@@ -211,9 +215,12 @@ def _call_in(place: Place, seconds: float) -> tuple[dict[int, Line], list[str]]:
 
 
 def _answer(line: Line, deadline: float) -> Message:
-    """What process 0 answers; {} where the line breaks, or it says nothing."""
+    """What process 0 answers; {} where the line breaks, or it says nothing.
+
+    What it says next, such as that somebody has failed already, is for the `Peers` to read.
+    """
     while time.monotonic() < deadline:
-        messages = line.receive()
+        messages = line.receive(1)
         if messages is None:
             return {}
         if messages:
