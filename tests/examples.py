@@ -140,10 +140,10 @@ CAUSAL = {name: spec for name, spec in SPECS.items() if spec.prefix is None}
 TELLING = ("gpt", "mixed", "prefix", "latent")
 
 
-def telling(names: Iterable[str]) -> list:
-    """`names` as a test's parameters, of which all but TELLING are exhaustive."""
+def telling(names: Iterable[str], kept: Iterable[str] = TELLING) -> list:
+    """`names` as a test's parameters, of which all but those that are `kept` are exhaustive."""
     slow = pytest.mark.exhaustive
-    return [name if name in TELLING else pytest.param(name, marks=slow) for name in names]
+    return [name if name in kept else pytest.param(name, marks=slow) for name in names]
 
 
 def random_params(model: LanguageModel, seed: int, dtype: type = np.float32) -> dict:

@@ -40,6 +40,7 @@ def test_loader(tmp_path):
     assert all(line["tokens_per_second"] > 0 for line in written["measured"])
 
 
+@pytest.mark.exhaustive
 def test_compile_time(tmp_path):
     written = run("compile_time.py", "--depths", 2, 4, result=tmp_path / "compile_time.json")
     assert written["scan"].keys() == {"2", "4"} and written["ratio"] > 0
@@ -52,6 +53,7 @@ def test_loss_memory(tmp_path):
     assert all(line["bytes"] < whole["bytes"] / 2 for line in chunked)
 
 
+@pytest.mark.exhaustive
 def test_import_memory(tmp_path):
     small = ("--depth", 2, "--width", 128, "--folder", tmp_path)
     written = run("import_memory.py", *small, result=tmp_path / "import_memory.json")

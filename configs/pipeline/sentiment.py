@@ -1,6 +1,6 @@
 """The best reward model of the quickstart's size: three times the labels, two networks.
 
-    instar pipeline --config configs/pipeline/sentiment.py \\
+    instar pipeline --config configs/pipeline/sentiment.py --workdir runs/sentiment \\
         --config.stages.0.options.ratings="$(launch/local.sh ratings)"
 
 It begins with the quickstart's pretrained model, which `launch/local.sh quickstart` makes. Two

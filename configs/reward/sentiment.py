@@ -1,6 +1,6 @@
 """The quickstart's reward model with more labels and more time: what its size can do.
 
-    instar pipeline --config configs/pipeline/sentiment.py
+    instar pipeline --config configs/pipeline/sentiment.py --workdir runs/sentiment
 
 The second phase; the first is `sentiment_labels.py`.
 """

@@ -88,7 +88,7 @@ def counted_compilations() -> Iterator[list]:
 # --- What is generated --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", telling(CAUSAL))
+@pytest.mark.parametrize("name", telling(CAUSAL, ("gpt", "mixed")))
 def test_greedy_is_the_argmax_of_the_full_forward(name):
     """Prompts of unequal lengths, each as if it were alone, in batches of several sizes."""
     expected = [full_forward_greedy(name, prompt) for prompt in PROMPTS]

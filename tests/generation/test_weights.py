@@ -21,7 +21,7 @@ TOKENS = np.random.default_rng(0).integers(0, 37, (3, 13))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", telling(SPECS))
+@pytest.mark.parametrize("name", telling(SPECS, ("mixed", "latent")))
 def test_the_function_stays(name, dtype):
     model = LanguageModel(SPECS[name], Execution(jnp.dtype(dtype)))
     params = random_params(model, 2)

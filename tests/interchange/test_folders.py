@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from examples import telling
 from interchange_examples import SPECS, TEXTS, make_model
 from tokenizer_examples import chat_tokenizer
 
@@ -49,7 +50,7 @@ def run(capsys, *words: object) -> tuple[int, str]:
     return code, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", telling(SPECS, ("gpt3", "llama, of an odd width", "mixtral")))
 def test_in_and_out_and_in_again_is_the_same_model_bit_for_bit(name, tmp_path, capsys):
     model = make_model(name)
     write_folder(model, tmp_path / "folder")

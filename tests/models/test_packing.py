@@ -71,7 +71,7 @@ def test_packed_documents_equal_the_documents_alone(name):
         close(bare[0], alone[0, : PACKED[0][0]])
 
 
-@pytest.mark.parametrize("name", telling(CAUSAL))
+@pytest.mark.parametrize("name", telling(CAUSAL, ("gpt", "latent")))
 def test_reading_in_pieces_with_a_cache_equals_the_full_forward(name):
     """Each row advances by its own number of tokens, with padding wherever it has none."""
     with jax.enable_x64(True):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from dying import POINTS
+from examples import telling
 from random_kills import STEPS, command, kill_and_finish
 from runs import environment, final_fingerprint, instar, losses, run
 
@@ -19,9 +20,11 @@ NUMBERS = {
     "after_the_commit": 2,
     "before_the_deletion": 1,
 }
+# The usual one, and those that leave most half done.
+TELLING = ("in_a_step", "while_arrays_are_written", "before_the_deletion")
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", telling(POINTS, TELLING))
 def test_killed_at(point, run_config, finished_run, tmp_path):
     arguments = ["pretrain", "--config", str(run_config), "--workdir", str(tmp_path)]
     # With no checkpoint kept, so that the third one deletes the first.
