@@ -3,14 +3,16 @@
     instar pretrain --config configs/pretrain/chatglm.py --workdir runs/chatglm/6b \\
         --config.hardware=h100-8
 
-What this file describes is the model, 6.17 billion parameters with the head that its code ties to
-the table of tokens, and what is known of its training: rows of 2048 tokens, about 1 trillion of
-them, in Chinese and English. The command refuses plain text for a model whose texts begin with a
-prefix, which none marks there: GLM's blanks to fill in are not made here, and it can be trained on
-dialogues (`configs/sft/chatglm.py`).
+The data set is made by `configs/data/chatglm_texts.py`: plain texts as GLM's blanks to fill in, for
+in plain text as such nothing marks the prefix that a text of this model begins with. Which tokens
+do, the model is told by the data set. Dialogues come after (`configs/sft/chatglm.py`).
 
-Not published: learning rate, batch, schedule and optimiser. What stands here is what GPT-3 has at
-6.7 billion parameters (`configs/pretrain/gpt3.py`), without the batch's growth.
+Published is the model, 6.17 billion parameters with the head that its code ties to the table of
+tokens, and of its training: rows of 2048 tokens, about 1 trillion of them, in Chinese and English.
+
+Not published: the shares of its blanks, learning rate, batch, schedule and optimiser. What stands
+here is what GPT-3 has at 6.7 billion parameters (`configs/pretrain/gpt3.py`), without the batch's
+growth.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +21,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     return ConfigDict(
         dict(
-            data=dict(path="runs/chatglm/data", sequence_length=2048),
+            data=dict(path="runs/chatglm/texts", sequence_length=2048),
             model=dict(family="chatglm1", size="6b", vocab_size=130_528, tied=True),
             tokens=1_000_000_000_000,
             batch=dict(size=1024),

@@ -1,4 +1,4 @@
-"""A model whose texts begin with a prefix (ChatGLM-6B), from dialogues to PPO."""
+"""A model whose texts begin with a prefix (ChatGLM-6B), from plain texts and dialogues to PPO."""
 
 import json
 import pathlib
@@ -21,8 +21,11 @@ from instar.families.chatglm1 import chatglm1
 from instar.generation.sampling import SamplingConfig
 from instar.interchange.card import ModelCard
 from instar.interchange.convert import write_hub_folder
+from instar.interchange.model import Model
 from instar.interchange.parameters import flatten
 from instar.models.language_model import LanguageModel
+from instar.stages.config import DataConfig
+from instar.stages.prefix import check_dataset
 
 LENGTH, STEPS = 96, 100
 # What the assistant says at first, and after it was asked again.
@@ -164,10 +167,10 @@ def test_rows_mark_their_prefixes_and_learn_what_stands_behind(rows, parent):
             assert not weights[: start - 1].any() and weights[start - 1 : -1].all()
 
 
-def test_the_loss_is_that_of_each_dialogue_alone(tuned, parent, rows):
-    """Of a text in a row of its own, the tokens behind [gMASK], by the imported model."""
-    model, nats, count = load(parent), 0.0, 0
-    for text in texts_of(rows):
+def loss_of_each_alone(model: Model, texts: list[list[int]]) -> float:
+    """The mean over all tokens from <sop> on, of texts in rows of their own."""
+    nats, count = 0.0, 0
+    for text in texts:
         padded = np.zeros((1, LENGTH), np.int32)
         padded[0, : len(text)] = text
         real = np.arange(LENGTH)[None] < len(text)
@@ -179,7 +182,13 @@ def test_the_loss_is_that_of_each_dialogue_alone(tuned, parent, rows):
         for place in range(text.index(model.spec.prefix.start_id), len(text)):
             nats -= log_probs[place - 1, text[place]]
             count += 1
-    assert losses(tuned)[1] == pytest.approx(nats / count, rel=1e-5)
+    return nats / count
+
+
+def test_the_loss_is_that_of_each_dialogue_alone(tuned, parent, rows):
+    """By the imported model."""
+    expected = loss_of_each_alone(load(parent), texts_of(rows))
+    assert losses(tuned)[1] == pytest.approx(expected, rel=1e-5)
 
 
 LOGITS = {}
@@ -189,9 +198,8 @@ def jitted(model):
     return LOGITS.setdefault(id(model), jax.jit(model.language_model.logits))
 
 
-def test_no_target_is_seen_by_what_predicts_it(rows, parent):
+def check_that_no_target_is_seen(model: Model, rows: dict[str, np.ndarray]) -> None:
     """Of logits that predict a target, none changes with it or with what comes behind."""
-    model = load(parent)
     places = {name: jnp.asarray(rows[name]) for name in ("positions", "segment_ids")}
     run = jax.jit(lambda tokens: model.language_model.logits(model.params, tokens, **places))
     before = np.asarray(run(jnp.asarray(rows["tokens"])))
@@ -208,11 +216,15 @@ def test_no_target_is_seen_by_what_predicts_it(rows, parent):
         behind = (rows["segment_ids"][row] == rows["segment_ids"][row, place]) & (
             np.arange(LENGTH) > place
         )
-        changed[row, behind] = rng.integers(0, 200, behind.sum())
+        changed[row, behind] = rng.integers(100, 300, behind.sum())  # none of them special
         after = np.asarray(run(jnp.asarray(changed)))
         np.testing.assert_allclose(after[row, : place + 1], before[row, : place + 1], atol=1e-6)
         if behind.any():
             assert np.abs(after[row, behind] - before[row, behind]).max() > 1e-3
+
+
+def test_no_target_of_a_dialogue_is_seen_by_what_predicts_it(rows, parent):
+    check_that_no_target_is_seen(load(parent), rows)
 
 
 def test_it_learns_to_answer_in_both_rounds_and_to_stop(tuned):
@@ -274,6 +286,107 @@ def test_reward_and_ppo_go_on_from_it(later):
     assert scored[0]["score"] == pytest.approx(expected, abs=0.05 * (good - bad))
 
 
+# --- Plain texts --------------------------------------------------------------------------------
+
+# What a text has of this, from anywhere on and round and round, says what comes next.
+ROUND = "the film was a quiet story".split()
+BLANK_LENGTH, BLANK_STEPS = 48, 300
+
+
+@pytest.fixture(scope="module")
+def tales(tmp_path_factory) -> pathlib.Path:
+    path, rng = tmp_path_factory.mktemp("blanks") / "tales.jsonl", random.Random(0)
+    with path.open("w") as file:
+        for _ in range(600):
+            first, count = rng.randrange(len(ROUND)), rng.randint(3, 60)
+            words = (ROUND[(first + n) % len(ROUND)] for n in range(count))
+            file.write(json.dumps({"text": " ".join(words) + "."}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def blanks(tales) -> pathlib.Path:
+    """Prepared with a tokenizer of its own, by the command."""
+    settings = {
+        "sources": [{"name": "tales", "kind": "jsonl", "path": str(tales)}],
+        "tokenizer": {"vocab_size": 340},
+        "sequence_lengths": [BLANK_LENGTH, 2 * BLANK_LENGTH],
+        "held_out": 0.05,
+        "infilling": {"short_share": 0.5},
+    }
+    config, folder = write_config(tales.parent / "data.py", settings), tales.parent / "data"
+    done = instar("prepare", "--config", config, "--workdir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrain_config(blanks) -> pathlib.Path:
+    settings = {
+        "data": {"path": str(blanks), "sequence_length": 2 * BLANK_LENGTH},
+        "model": {"family": "chatglm1", "depth": 2, "width": 24, "heads": 3, "mlp_width": 48},
+        "batch": {"size": 8},
+        "steps": BLANK_STEPS,
+        "optimizer": {"learning_rate": 1e-2},
+        "schedule": {"kind": "linear", "warmup_steps": 5},
+        "checkpoint": {"minutes": None, "keep_steps": BLANK_STEPS // 2},
+        "evaluation": {"every": BLANK_STEPS, "rows": 8, "prompts": ("the film",)},
+        "logging": {"tensorboard": False},
+    }
+    return write_config(blanks.parent / "pretrain.py", settings)
+
+
+@pytest.fixture(scope="module")
+def pretrained(pretrain_config) -> pathlib.Path:
+    folder = pretrain_config.parent / "pretrained"
+    done = instar("pretrain", "--config", pretrain_config, "--workdir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def blank_rows(blanks) -> dict[str, np.ndarray]:
+    """The rows of the first step behind the checkpoint in the middle of the run."""
+    numbers = BLANK_STEPS // 2 * 8 + np.arange(8)
+    dataset = TokenDataset.open(blanks)
+    found = TrainingRows(dataset, sequence_length=2 * BLANK_LENGTH, weights={}, seed=0)
+    return found.rows(numbers)
+
+
+@pytest.mark.exhaustive
+def test_the_loss_is_that_of_each_blank_alone(pretrained, blank_rows):
+    model, texts = load(pretrained / "checkpoints" / str(BLANK_STEPS // 2)), texts_of(blank_rows)
+    masks = {mask for mask in model.spec.prefix.mask_ids for text in texts if mask in text}
+    assert len(masks) == 2 and (blank_rows["segment_ids"].max(1) > 1).any()
+    expected = loss_of_each_alone(model, texts)
+    assert losses(pretrained)[BLANK_STEPS // 2 + 1] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.exhaustive
+def test_no_target_of_a_blank_is_seen_by_what_predicts_it(pretrained, blank_rows):
+    check_that_no_target_is_seen(load(pretrained), blank_rows)
+
+
+@pytest.mark.exhaustive
+def test_it_learns_to_go_on_with_texts_and_to_fill_in_their_blanks(pretrained):
+    model, found = load(pretrained), losses(pretrained)
+    assert found[1] > 5 and found[BLANK_STEPS] < 0.5 * found[1]
+    special = model.tokenizer.special_tokens
+    gmask, mask, start, end = (special[n] for n in ("[gMASK]", "[MASK]", "<sop>", "<eop>"))
+    assert (model.spec.prefix.start_id, model.spec.prefix.mask_ids) == (start, (gmask, mask))
+    prompt = " ".join(ROUND[:4])
+    assert model.encode(prompt) == [*model.tokenizer.encode(prompt), gmask, start]
+    assert {end, model.tokenizer.eos_id} <= set(model.card.stop_ids)
+    greedy = SamplingConfig(max_new_tokens=8, temperature=0)
+    (said,) = model.generate([prompt], sampling=greedy)
+    assert said.text.startswith(" quiet story the")
+    before, after = (model.tokenizer.encode(text) for text in ("story the film", " quiet story"))
+    (said,) = model.generate([[*before, mask, *after, start]], sampling=greedy)
+    assert said.text.startswith(" was")
+    lines = [json.loads(x) for x in (pretrained / "samples.jsonl").read_text().splitlines()]
+    assert lines[-1]["prompt"] == "the film"
+
+
 # --- What is refused ----------------------------------------------------------------------------
 
 
@@ -290,6 +403,10 @@ def refusal(capsys, *words: object) -> str:
         ({"chat_template": "chatml"}, "the chat template does not end it with the token"),
         ({"sequence_lengths": [LENGTH, 40]}, "cannot read them in pieces"),
         ({"sources": "and texts"}, "is not trained on plain texts, which mark none, as those of"),
+        (
+            {"sources": "and texts", "infilling": {"start": "<s>"}},
+            "prepare it with the names of the model's as infilling.start",
+        ),
     ],
 )
 def test_texts_without_a_prefix_of_their_own_are_refused(
@@ -299,12 +416,44 @@ def test_texts_without_a_prefix_of_their_own_are_refused(
         plain = tmp_path / "plain.jsonl"
         plain.write_text("\n".join(json.dumps({"text": f"film {n}"}) for n in range(50)))
         chats = {"name": "chats", "kind": "jsonl", "path": str(dialogues), "dialogue": "messages"}
-        changes = {"sources": [chats, {"name": "a", "kind": "jsonl", "path": str(plain)}]}
+        changes = changes | {"sources": [chats, {"name": "a", "kind": "jsonl", "path": str(plain)}]}
     data = prepared(dialogues, parent, tmp_path / "data", **changes)
     words = ["sft", "--config", config, "--workdir", tmp_path / "run"]
     words.append(f"--config.data.path={data}")
     words.append(f"--config.data.sequence_length={min(changes.get('sequence_lengths', [LENGTH]))}")
     assert message in refusal(capsys, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_blanks_beside_dialogues_are_accepted(dialogues, parent, tales, tmp_path):
+    sources = [
+        {"name": "chats", "kind": "jsonl", "path": str(dialogues), "dialogue": "messages"},
+        {"name": "tales", "kind": "jsonl", "path": str(tales)},
+    ]
+    data = prepared(dialogues, parent, tmp_path / "data", sources=sources, infilling={})
+    spec, dataset = load(parent).spec, TokenDataset.open(data)
+    check_dataset(spec, dataset, DataConfig(path=str(data), sequence_length=LENGTH))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "plain"}, "(infilling in the config of instar prepare)"),
+        ({"data.sequence_length": BLANK_LENGTH}, "cannot read them in pieces"),
+        ({"model.family": "llama"}, "is prepared with infilling, for a model whose texts begin"),
+    ],
+)
+def test_blanks_that_do_not_fit_the_model_are_refused(
+    changes, message, blanks, tales, pretrain_config, tmp_path, capsys
+):
+    words = [f"--config.{name}={value}" for name, value in changes.items() if name != "data"]
+    if "data" in changes:
+        settings = json.loads((blanks / "manifest.json").read_text())["config"]
+        settings |= {"infilling": None, "tokenizer": {"path": str(blanks / "tokenizer")}}
+        prepare(build(settings, PrepareConfig), tmp_path / "data")
+        words.append(f"--config.data.path={tmp_path / 'data'}")
+    given = ("pretrain", "--config", pretrain_config, "--workdir", tmp_path / "run", *words)
+    assert message in refusal(capsys, *given)
     assert not (tmp_path / "run").exists()
 
 

@@ -11,8 +11,11 @@ import grain
 import numpy as np
 from etils import epath
 
+from instar.config import build
 from instar.data.arrays import load_arrays
+from instar.data.infilling import BlankTokens
 from instar.data.packing import PackIndex
+from instar.data.prepare_config import InfillingConfig
 from instar.data.tokenizer import Tokenizer, load_tokenizer
 from instar.errors import UserError
 from instar.workdir import read_json
@@ -32,7 +35,7 @@ class Documents:
     """What is known of each document of a source, arrays [D].
 
     `first_record` is the number of its first record in the shards, `tokens` its length with BOS
-    and EOS, `bytes` that of its text in UTF-8 (of a dialogue: of what is learnt of it), and
+    and EOS, `bytes` that of its text in UTF-8 (where it has targets: of what is learnt of it), and
     `held_out` whether it is kept from training.
     """
 
@@ -48,7 +51,7 @@ class Documents:
 
 @dataclass(frozen=True)
 class Targets:
-    """Which tokens of a source's dialogues are to be learnt: mostly what the assistant says.
+    """Which tokens of a source are to be learnt: of dialogues mostly what the assistant says.
 
     Document d has the spans `offsets[d]` to `offsets[d + 1]`, each of which is the document's
     tokens from `start` to before `end`. All arrays are int64 [D + 1] or [spans].
@@ -106,7 +109,7 @@ class TokenSource:
 
     @functools.cached_property
     def targets(self) -> Targets | None:
-        """The targets of a source of dialogues; None where every token is one."""
+        """The targets of dialogues, or of blanks to fill in; None where every token is one."""
         path = self._folder / "targets.npz"
         return Targets(**load_arrays(path)) if path.exists() else None
 
@@ -228,6 +231,20 @@ class TokenDataset:
         """The source of the template that wrote the dialogues, BOS included; None without any."""
         path = self.path / CHAT_TEMPLATE
         return path.read_text(encoding="utf-8") if path.exists() else None
+
+    @functools.cached_property
+    def dialogues(self) -> frozenset[str]:
+        """The names of the sources of dialogues."""
+        sources = self.manifest["config"]["sources"]
+        return frozenset(each["name"] for each in sources if each["dialogue"] is not None)
+
+    @functools.cached_property
+    def blanks(self) -> BlankTokens | None:
+        """The tokens of the blanks that its texts have; None where they are plain texts."""
+        values = self.manifest["config"].get("infilling")
+        if values is None:
+            return None
+        return BlankTokens.of(build(values, InfillingConfig), self.tokenizer)
 
     @property
     def digest(self) -> str:

@@ -1,8 +1,9 @@
 """From records to documents: their tokens, and in dialogues those that are to be learnt."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from etils import epath
@@ -22,8 +23,8 @@ class Document:
     Attributes:
       ids: int [T], all that is around the text included.
       bytes: the length in UTF-8 of what is learnt: of a text all, of a dialogue mostly what the
-        assistant says.
-      targets: bool [T], the tokens to learn; None for a text, where that is all of them.
+        assistant says, of a blank to fill in what it hides.
+      targets: bool [T], the tokens to learn; None where that is all of them.
       cut: whether later turns were left out.
     """
 
@@ -38,12 +39,24 @@ class TooLong:
     """In the place of a dialogue whose first turn does not fit into a row."""
 
 
-# Of each record the documents that it makes, or why there is none.
-Encoder = Callable[[Sequence[Record]], list[list[Document] | TooLong | Broken]]
+class Encoder(Protocol):
+    """What makes documents of records.
+
+    Attributes:
+      marks_targets: whether its documents have targets, and have to be packed whole.
+    """
+
+    marks_targets: bool
+
+    def __call__(self, records: Sequence[Record]) -> list[list[Document] | TooLong | Broken]:
+        """The documents of each whole record, in their order, or why there are none."""
+        ...
 
 
 class TextEncoder:
     """Encodes texts, between a BOS and an EOS."""
+
+    marks_targets = False
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -60,6 +73,8 @@ class TextEncoder:
 
 class DialogueEncoder:
     """Encodes dialogues by a chat template, as many turns of each as fit into `limit` tokens."""
+
+    marks_targets = True
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, limit: int):
         self._tokenizer, self._template, self._limit = tokenizer, template, limit

@@ -16,6 +16,7 @@ from instar.data.encoders import (
     open_template,
     with_bos,
 )
+from instar.data.infilling import BlankTokens, InfillingEncoder
 from instar.data.prepare_config import PrepareConfig, draw, is_held_out
 from instar.data.source_writer import SourceWriter, write_text
 from instar.data.sources import Record, SourceConfig, read_records, source_files
@@ -33,9 +34,9 @@ def prepare(config: PrepareConfig, workdir: epath.PathLike) -> dict:
     one that is finished is left as it is.
 
     Raises:
-      UserError: a source is missing, empty or mostly broken; the chat template cannot be read or
-        needs a token that the tokenizer lacks; the workdir cannot be written or belongs to another
-        config.
+      UserError: a source is missing, empty or mostly broken; the chat template cannot be read, or
+        it or `infilling` needs a token that the tokenizer lacks; the workdir cannot be written or
+        belongs to another config.
     """
     folder = epath.Path(workdir)
     if "://" in str(folder):
@@ -53,11 +54,15 @@ def prepare(config: PrepareConfig, workdir: epath.PathLike) -> dict:
     tokenizer = _existing_tokenizer(config, folder / "tokenizer")
     if template and tokenizer:
         check_template(tokenizer, template)
+    if config.infilling and tokenizer:
+        BlankTokens.of(config.infilling, tokenizer)
     claim(folder, to_dict(config))
     console = Console(stderr=True)
     if tokenizer is None:
         with console.status("tokenizer"):
-            tokenizer = train_tokenizer(_training_texts(config, files), config.tokenizer)
+            control = config.infilling.tokens.values() if config.infilling else ()
+            texts = _training_texts(config, files)
+            tokenizer = train_tokenizer(texts, config.tokenizer, control)
     console.print(f"tokenizer: {tokenizer.vocab_size} tokens, {tokenizer.digest[:12]}")
     _save_tokenizer(tokenizer, folder / "tokenizer")
     if template:
@@ -107,9 +112,12 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: epath.Path) -> None:
 def _encoder(
     source: SourceConfig, config: PrepareConfig, tokenizer: Tokenizer, template: ChatTemplate | None
 ) -> Encoder:
-    if source.dialogue is None:
-        return TextEncoder(tokenizer)
-    return DialogueEncoder(tokenizer, template, limit=max(config.sequence_lengths) + 1)
+    limit = max(config.sequence_lengths) + 1
+    if source.dialogue is not None:
+        return DialogueEncoder(tokenizer, template, limit)
+    if config.infilling is not None:
+        return InfillingEncoder(tokenizer, config.infilling, limit, config.seed)
+    return TextEncoder(tokenizer)
 
 
 def _training_texts(config: PrepareConfig, files: dict[str, list[epath.Path]]) -> Iterator[str]:

@@ -24,8 +24,8 @@ def assemble(
     Returns:
       int32 `tokens` (inputs), `targets` (the next tokens), `positions` (from 0 in each span),
       `segment_ids` (1, 2, ... for the spans of a row, 0 for padding), and float32 `weights` (1
-      where the target is a token of the same span as the input and, in a dialogue, one that the
-      assistant says; else 0).
+      where the target is a token of the same span as the input and, where not all are to be learnt,
+      one of those that are; else 0).
     """
     width = sequence + 1
     first, counts = index.row_offsets[rows], np.diff(index.row_offsets)[rows]
@@ -97,6 +97,7 @@ class TrainingRows:
                 raise UserError(f"data.weights.{name} must not be negative ({weight})")
         names = [name for name in dataset.sources if not weights or weights.get(name, 0) > 0]
         self._sources = [dataset.sources[name] for name in names]
+        self._dataset = dataset
         self._indexes = [source.pack_index(split, sequence_length) for source in self._sources]
         empty = [n for n, index in zip(names, self._indexes, strict=True) if not index.rows]
         if empty or not names:
@@ -148,7 +149,8 @@ class TrainingRows:
 
         Rows of plain text that come between the dialogues count as rows, and not as epochs.
         """
-        chosen = np.array([source.targets is not None for source in self._sources])
+        dialogues = self._dataset.dialogues
+        chosen = np.array([source.name in dialogues for source in self._sources])
         chosen |= not chosen.any()
         rows = np.array([index.rows for index in self._indexes])
         return math.ceil(epochs * rows[chosen].sum() * BLOCK / self._slots[chosen].sum())

@@ -46,9 +46,9 @@ class _Cursor:
 class SourceWriter:
     """Writes one source, shard by shard.
 
-    A shard is three files, tokens, documents and skipped records, and of dialogues a fourth, the
-    targets, each renamed when whole; the cursor in progress.json moves on only after that, so that
-    whatever an interruption leaves behind is written again.
+    A shard is three files, tokens, documents and skipped records, and a fourth, the targets, where
+    there are any, each renamed when whole; the cursor in progress.json moves on only after that, so
+    that whatever an interruption leaves behind is written again.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class SourceWriter:
             np.asarray(held_out, bool),
         )
         save_arrays(self._folder / f"documents-{name}.npz", documents.__dict__)
-        if self._source.dialogue:
+        if self._encode.marks_targets:
             targets = Targets.of([document.targets for document in written])
             save_arrays(self._folder / f"targets-{name}.npz", targets.__dict__)
         write_text(self._folder / f"skipped-{name}.jsonl", "".join(skipped))
@@ -193,13 +193,13 @@ class SourceWriter:
         parts = [load_arrays(self._folder / f"documents-{name}.npz") for name in names]
         documents = Documents(**{k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
         save_arrays(self._folder / "documents.npz", documents.__dict__)
-        if self._source.dialogue:
+        if self._encode.marks_targets:
             parts = [load_arrays(self._folder / f"targets-{name}.npz") for name in names]
             targets = Targets.joined([Targets(**part) for part in parts])
             save_arrays(self._folder / "targets.npz", targets.__dict__)
         lines = [(self._folder / f"skipped-{name}.jsonl").read_text() for name in names]
         write_text(self._folder / "skipped.jsonl", "".join(lines))
-        packing = "best_fit" if self._source.dialogue else self._config.packing
+        packing = "best_fit" if self._encode.marks_targets else self._config.packing
         splits = {}
         for split in ("train", "held_out"):
             chosen = documents.of(split)

@@ -121,15 +121,19 @@ def _special_tokens(path: epath.Path) -> dict[str, str]:
     return names
 
 
-def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str], config: TokenizerConfig, control: Iterable[str] = ()
+) -> Tokenizer:
     """Trains a SentencePiece tokenizer on the first ``config.train_bytes`` bytes of `texts`.
 
-    The same texts and config give the same tokenizer, byte for byte.
+    The same texts and config give the same tokenizer, byte for byte. `control` are the names of
+    further control tokens, which count among ``config.vocab_size``.
 
     Raises:
       UserError: the text is too little, or too varied, for ``config.vocab_size``.
     """
     reserved = tuple(f"<|reserved_{index}|>" for index in range(config.reserved))
+    named = dict.fromkeys((*CHAT_TOKENS, *reserved, *control))
     # A list, for SentencePiece would wrap an exception that reading the texts raises in its own.
     sentences = list(_sentences(texts, config.train_bytes))
     if not sentences:
@@ -143,7 +147,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
             model_type=config.kind,
             vocab_size=config.vocab_size,
             **{"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3},
-            control_symbols=[*CHAT_TOKENS, *reserved],
+            control_symbols=list(named),
             user_defined_symbols=["\n"],
             normalization_rule_name="identity",
             byte_fallback=True,

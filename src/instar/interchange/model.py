@@ -119,9 +119,14 @@ class Model:
         return Request(ids, sampling, seed, tuple(sorted(ends)), tuple(stop_strings))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text that begins a document, with the BOS where the model is used to it."""
-        tokenizer = self._need_tokenizer()
-        ids = tokenizer.encode(text)
+        """The ids of a text that begins a document, with the BOS where the model is used to it.
+
+        Where a model's texts begin with a prefix, `text` is that: the mask of what follows (the
+        first kind that the model knows) and the start token end it.
+        """
+        tokenizer, prefix = self._need_tokenizer(), self.spec.prefix
+        ends = [] if prefix is None else [prefix.mask_ids[0], prefix.start_id]
+        ids = [*tokenizer.encode(text), *ends]
         return [tokenizer.bos_id, *ids] if self.card.begins_with_bos or not ids else ids
 
     def encode_chat(self, messages: Sequence[Message], template: ChatTemplate) -> list[int]:

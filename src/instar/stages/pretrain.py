@@ -1,4 +1,4 @@
-"""Stage 1: next-token prediction on raw text."""
+"""Stage 1: next-token prediction on raw text, or on blanks in it for a model with a prefix."""
 
 import dataclasses
 import math
@@ -11,10 +11,12 @@ from instar.errors import UserError
 from instar.families.registry import ModelConfig, build_spec
 from instar.interchange.card import ModelCard
 from instar.models.parameters import Initialization
+from instar.models.spec import ModelSpec
 from instar.sharding.mesh import make_mesh
 from instar.sharding.processes import join_processes
 from instar.stages.config import LanguageConfig
 from instar.stages.language import Start, make_model, run_stage
+from instar.stages.prefix import with_prefix_of
 from instar.training.batch import steps_of_rows
 from instar.training.state import TrainState
 
@@ -63,14 +65,23 @@ def pretrain(config: PretrainConfig, workdir: str) -> TrainState:
     join_processes()
     config = config.with_steps()
     dataset = TokenDataset.open(config.data.path)
-    tokenizer = dataset.tokenizer
     spec = build_spec(
         config.model,
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=dataset.tokenizer.vocab_size,
         max_positions=config.data.sequence_length,
     )
+    spec = with_prefix_of(spec, dataset)
     mesh = make_mesh(config.mesh)
     model = make_model(config, spec, dataset, mesh)
-    card = ModelCard(spec, tokenizer, stop_ids=(tokenizer.eos_id,))
+    card = make_card(spec, dataset)
     start = Start("pretrain", card, config.initialization)
     return run_stage(config, epath.Path(workdir), dataset, model, mesh, start)
+
+
+def make_card(spec: ModelSpec, dataset: TokenDataset) -> ModelCard:
+    """What checkpoints say of the model. Texts with blanks have no BOS, and an end of their own."""
+    tokenizer, blanks = dataset.tokenizer, dataset.blanks
+    if blanks is None:
+        return ModelCard(spec, tokenizer, stop_ids=(tokenizer.eos_id,))
+    stop_ids = tuple(sorted({tokenizer.eos_id, blanks.end}))
+    return ModelCard(spec, tokenizer, stop_ids=stop_ids, begins_with_bos=False)
