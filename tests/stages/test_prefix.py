@@ -3,13 +3,14 @@
 import json
 import pathlib
 import random
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from runs import instar, losses
-from tokenizer_examples import train_chat_huggingface
+from tokenizer_examples import one_of_each_kind, train_chat_huggingface
 
 from instar import cli, load
 from instar.config import build
@@ -165,6 +166,17 @@ def test_rows_mark_their_prefixes_and_learn_what_stands_behind(rows, parent):
             start = rows["tokens"][row, places].tolist().index(spec.prefix.start_id)
             weights = rows["weights"][row, places]
             assert not weights[: start - 1].any() and weights[start - 1 : -1].all()
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "llama"])
+def test_a_text_to_go_on_with_ends_with_the_start_and_begins_with_none(kind, parent, tmp_path):
+    """Though LLaMA's tokenizer has texts begin with a BOS."""
+    folder = tmp_path / "model"
+    shutil.copytree(parent, folder, ignore=shutil.ignore_patterns("tokenizer*"))
+    one_of_each_kind(tmp_path)[kind].save(folder)
+    model = load(folder)
+    mask, start = model.spec.prefix.mask_ids[0], model.spec.prefix.start_id
+    assert model.encode("the film") == [*model.tokenizer.encode("the film"), mask, start]
 
 
 def loss_of_each_alone(model: Model, texts: list[list[int]]) -> float:

@@ -109,7 +109,8 @@ def _open_hub_folder(folder: Path) -> ForeignModel:
     has_tokenizer = any((folder / name).exists() for name in TOKENIZER_FILES)
     tokenizer = load_tokenizer(folder) if has_tokenizer else None
     stop_ids = tuple(_stop_ids(folder, fields, tokenizer))
-    begins = tokenizer is not None and tokenizer.adds_bos
+    # A text with a prefix has its start token behind that.
+    begins = tokenizer is not None and tokenizer.adds_bos and spec.prefix is None
     card = ModelCard(spec, tokenizer, _chat_template(folder), stop_ids, begins)
     layout, stored = family.hub.layout, safetensors.open_folder(folder)
     if is_scorer(fields):
