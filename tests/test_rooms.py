@@ -41,7 +41,7 @@ MODULES = {
     "schema": {"errors"},
     "arguments": {"errors", "schema", "config"},
     "config": {"errors", "schema"},
-    "workdir": {"errors"},
+    "workdir": {"errors", "schema"},
     "commands": set(),
     "children": set(),
     "sweep": {"errors"},

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
             steps=60,
             update=dict(
                 beta=0.1,
-                adaptive_kl=dict(target=5.0, horizon=500.0),
+                adaptive_kl=dict(target=4.0, horizon=500.0),
                 scores=dict(eos_penalty=1.0),
                 epochs=2,
                 minibatch=64,

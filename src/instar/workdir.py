@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from instar.errors import UserError
+from instar.schema import build, to_dict
 
 # Sections that a restart may change: none of them changes what is computed from which input.
 CHANGEABLE = ("mesh", "execution", "checkpoint", "failure", "logging", "loader")
@@ -34,8 +35,8 @@ def write_json(path: epath.Path, value: Any) -> None:
     partial.replace(path)
 
 
-def claim(workdir: epath.Path, config: Mapping[str, Any]) -> None:
-    """Makes `workdir` the folder of what `config` describes, or sees that it already is.
+def claim(workdir: epath.Path, config: Any) -> None:
+    """Makes `workdir` the folder of what `config`, a dataclass, describes, or sees that it is.
 
     Raises:
       UserError: it cannot be written, or belongs to another config (nothing is changed).
@@ -50,7 +51,7 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> None:
                     f"workdir {workdir} holds something else ({', '.join(entries[:5])}) and no "
                     "config.json: choose a new --workdir"
                 )
-            write_json(path, config)
+            write_json(path, to_dict(config))
             return
     except OSError as error:
         reason = error.strerror or str(error)
@@ -58,15 +59,27 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> None:
             f"workdir {workdir} cannot be written ({reason}): choose another --workdir, or change "
             "its owner or mode"
         ) from None
-    previous = read_json(path)
-    changed = changes(previous, config)
+    previous, described = read_json(path), to_dict(config)
+    changed = changes(completed(previous, type(config)), described)
     if changed:
         raise UserError(
             f"workdir {workdir} belongs to another config: {changed}; choose a new --workdir, or "
             "undo the change"
         )
-    if previous != config:
-        write_json(path, config)
+    if previous != described:
+        write_json(path, described)
+
+
+def completed(previous: Mapping[str, Any], schema: type) -> Mapping[str, Any]:
+    """What an earlier release wrote of a config, with the defaults of the fields that are new.
+
+    A newer release goes on with a run that does not ask for what is new in it. What the schema
+    does not take any more stays as it is.
+    """
+    try:
+        return to_dict(build(previous, schema))
+    except UserError:
+        return previous
 
 
 def changes(

@@ -208,6 +208,19 @@ def test_a_finished_data_set_is_left_as_it_is(tmp_path):
     assert files_of(data) == before
 
 
+def test_what_an_earlier_release_had_no_field_for_is_the_default(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", some_texts(50))
+    config, data = config_of(path), tmp_path / "data"
+    manifest = prepare(config, data)
+    saved = json.loads((data / "config.json").read_text())
+    del saved["record_tokens"], saved["tokenizer"]["train_bytes"]
+    (data / "config.json").write_text(json.dumps(saved))
+    assert prepare(config, data) == manifest
+    (data / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=r"another config: record_tokens \(was 16384, is 7\)"):
+        prepare(dataclasses.replace(config, record_tokens=7), data)
+
+
 def test_a_source_that_does_not_exist_claims_nothing(tmp_path):
     config = config_of(tmp_path / "absent.jsonl")
     with pytest.raises(UserError, match="absent"):

@@ -160,6 +160,19 @@ def test_a_mistake_in_any_step_is_found_before_the_first_runs(
     assert not (tmp_path / "all").exists()
 
 
+def test_a_step_that_an_earlier_release_did_is_done(chain, tmp_path):
+    """Which knew less to be told."""
+    step = plan(load(str(chain), [], PipelineConfig).stages[0], str(tmp_path / "all"))
+    told = {key: value for key, value in step.told.items() if key != "record_tokens"}
+    pathlib.Path(step.folder).mkdir(parents=True)
+    records = Records(epath.Path(tmp_path) / "all" / RECORD)
+    records.note({step.name: {"command": step.command, "told": told, "status": "done"}})
+    records.check(step)
+    records.note({step.name: {"told": told | {"seed": 7}}})
+    with pytest.raises(UserError, match=r"another config: seed \(was 7, is 0\)"):
+        records.check(step)
+
+
 def test_a_command_with_options_is_told_them_as_words():
     options = {"from_": "{workdir}/a", "to": "{workdir}/b", "dtype": "bfloat16"}
     step = plan(StepConfig("model", "import", options=options), "runs/x")

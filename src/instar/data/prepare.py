@@ -46,7 +46,7 @@ def prepare(config: PrepareConfig, workdir: epath.PathLike) -> dict:
         )
     path = folder / "manifest.json"
     if path.exists():  # the sources need not be there any more
-        claim(folder, to_dict(config))
+        claim(folder, config)
         return read_json(path)
     files = {source.name: source_files(source) for source in config.sources}
     saved = folder / CHAT_TEMPLATE
@@ -56,7 +56,7 @@ def prepare(config: PrepareConfig, workdir: epath.PathLike) -> dict:
         check_template(tokenizer, template)
     if config.infilling and tokenizer:
         BlankTokens.of(config.infilling, tokenizer)
-    claim(folder, to_dict(config))
+    claim(folder, config)
     console = Console(stderr=True)
     if tokenizer is None:
         with console.status("tokenizer"):

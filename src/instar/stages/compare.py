@@ -12,7 +12,6 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from instar.config import to_dict
 from instar.data.prompts import PromptSet
 from instar.errors import UserError
 from instar.evaluation import comparison
@@ -42,7 +41,7 @@ def compare(config: CompareConfig, workdir: str) -> None:
     contenders = open_contenders(config)
     prompts = choose_prompts(config, contenders)
     judges = {name: open_scorer(each, prompts[0]) for name, each in config.judges.items()}
-    claim(folder, to_dict(config))
+    claim(folder, config)
 
     # Each model answers; then two of them read what all have answered.
     console = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -10,7 +10,6 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from instar.config import to_dict
 from instar.data.completions import CompletionEncoder
 from instar.data.dataset import TokenDataset
 from instar.data.prompts import PromptSet
@@ -93,7 +92,7 @@ def ppo(config: PpoConfig, workdir: str) -> TrainState:
     )
 
     # Only now is anything written, and read into memory.
-    first_before_others(lambda: claim(folder, to_dict(config)))
+    first_before_others(lambda: claim(folder, config))
     print_memory(config, networks, template, mesh)
     frozen = read_frozen(config, roles, networks, mesh)
     evaluations = ()

@@ -78,8 +78,6 @@ def run(config: RunConfig, folder: epath.Path, mesh: Mesh, recipe: Recipe) -> Tr
       UserError: the workdir or the schedule does not fit; nothing is overwritten.
       RunError: the run cannot go on.
     """
-    run_config = to_dict(config)
-
     # What is trained, and from where.
     optimizer = make_optimizer(config.optimizer, recipe.model.axes)
     initialize = make_initializer(recipe.model, optimizer, recipe.initialization)
@@ -101,7 +99,7 @@ def run(config: RunConfig, folder: epath.Path, mesh: Mesh, recipe: Recipe) -> Tr
     )
 
     # Only now is anything written.
-    first_before_others(lambda: claim(folder, run_config))
+    first_before_others(lambda: claim(folder, config))
     peak = peak_of_devices()
     facts = facts_of(mesh, peak, recipe.parameters, recipe.flops_per_token)
 

@@ -15,7 +15,7 @@ from instar import schema as schemas
 from instar.commands import COMMANDS, resolve
 from instar.config import load
 from instar.errors import RestartError, UserError
-from instar.workdir import CHANGEABLE, changes, read_json, write_json
+from instar.workdir import CHANGEABLE, changes, completed, read_json, write_json
 
 # How often a step under way writes down its time.
 RECORD_SECONDS = 30.0
@@ -38,6 +38,12 @@ class Step:
     told: dict[str, Any]
     folder: str | None
     together: bool
+
+    @property
+    def schema(self) -> type:
+        """That of the config, or of the options."""
+        command = COMMANDS[self.command]
+        return resolve(command.options if command.config is None else command.config)
 
 
 def trained(
@@ -118,7 +124,7 @@ class Records:
             return f"command (was {record['command']!r}, is {step.command!r})"
         # Options have no sections, though one may be called as a section is.
         changeable: Collection[str] = CHANGEABLE if step.folder is not None else ()
-        return changes(record["told"], step.told, changeable)
+        return changes(completed(record["told"], step.schema), step.told, changeable)
 
     def check(self, step: Step) -> None:
         """Raises UserError where a step is done and was told something else."""
