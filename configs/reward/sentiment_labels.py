@@ -2,8 +2,8 @@
 
     instar reward --config configs/reward/sentiment_labels.py --workdir runs/sentiment/labels
 
-The first phase of `sentiment.py`: three times the labels of `quickstart_labels.py`, read by two
-networks in orders of their own.
+The first phase of `sentiment.py`: three times the labels of `quickstart_labels.py`, read twice by
+two networks in orders of their own. (Read once: 77.0 % of held-out pairs in the end, not 77.6 %.)
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
             batch=dict(size=8),
             # The closer two ratings are, the more their order is doubted.
             gap_noise=1.0,
-            epochs=1.0,
+            epochs=2.0,
             dropout=0.1,
             optimizer=dict(learning_rate=1.5e-3, weight_decay=0.0),
             schedule=dict(kind="linear", warmup_steps=20, final_fraction=0.1),
