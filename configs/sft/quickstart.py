@@ -1,6 +1,6 @@
 """Fine-tuning the quickstart's model to begin, go on and end as sentences of film reviews do.
 
-instar sft --config configs/sft/quickstart.py --workdir runs/quickstart/sft
+    instar sft --config configs/sft/quickstart.py --workdir runs/quickstart/sft
 
 Two cores of an Intel Xeon: 1 minute 16 seconds. Result: of its sentences 82 % end within 40 tokens,
 and their perplexity under the pretrained model is 93.6.
