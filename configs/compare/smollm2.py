@@ -1,6 +1,6 @@
 """SmolLM2's models side by side on the openings of sentences that none has been trained on.
 
-    instar compare --config configs/compare/smollm2.py --workdir runs/smollm2/compare
+instar compare --config configs/compare/smollm2.py --workdir runs/smollm2/compare
 """
 
 from ml_collections import ConfigDict

@@ -120,11 +120,7 @@ ALONE = [
     for turn, mesh in enumerate(MESHES)
     if "-" not in mesh
 ]
-TRAINED = [
-    ("data-fsdp-tensor", "gpt3"),
-    ("fsdp-context-tensor", "llama"),
-    ("fsdp-expert-tensor", "mixtral"),
-]
+TRAINED = [("fsdp-context-tensor", "llama"), ("fsdp-expert-tensor", "mixtral")]
 EVERYWHERE = ("gpt3", "llama", "mixtral")
 ALL = [
     (mesh, family)

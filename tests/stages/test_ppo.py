@@ -245,6 +245,7 @@ def test_the_result_is_the_mean_and_generates(alone, folder):
     assert max(jax.tree.leaves(moved)) > 1e-3
 
 
+@pytest.mark.exhaustive
 def test_a_folder_of_transformers_is_improved_and_another_judges(folder, settings, tmp_path):
     """Both with the tokenizer.json of the same tokenizer; the judge is one member, which scores."""
     policy, judge = tmp_path / "policy", tmp_path / "judge"

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 from runs import instar
 
-from instar.config import load, to_dict
+from instar.config import load
 from instar.errors import UserError
 from instar.stages.pretrain import PretrainConfig
 from instar.workdir import claim
@@ -44,9 +44,9 @@ def test_gpt3_in_small_grows_its_batch_in_one_program(tiny_data, tmp_path):
     overrides = [word.removeprefix("--config.").split("=") for word in words if "=" in word]
     same, other = (load(f"{RECIPE}:{size}", overrides, PretrainConfig) for size in ("125m", "350m"))
     folder = epath.Path(tmp_path / "run")
-    claim(folder, to_dict(same))
+    claim(folder, same)
     with pytest.raises(UserError, match=r"model.size .was '125m', is '350m'."):
-        claim(folder, to_dict(other))
+        claim(folder, other)
 
 
 def test_an_argument_is_asked_for_by_the_command(tmp_path):

@@ -146,6 +146,7 @@ def test_it_goes_on_bit_for_bit(trained, config, tmp_path):
     assert losses(again) == losses(trained)
 
 
+@pytest.mark.exhaustive
 def test_devices_that_would_share_a_row_read_rows_of_their_own(trained, config, tmp_path):
     again = tmp_path / "run"
     shutil.copytree(trained, again)

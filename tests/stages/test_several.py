@@ -88,6 +88,7 @@ def test_four_processes_then_two_then_one(run_config, finished_run, tiny_data, t
     assert losses(workdir) == pytest.approx(losses(finished_run), rel=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_process_that_hangs_ends_all(run_config, tmp_path):
     arguments = ("pretrain", "--config", run_config, "--workdir", tmp_path / "run")
     options = ("--config.mesh.data=2", "--config.failure.hang_minutes=0.3", *SELDOM)

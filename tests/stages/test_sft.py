@@ -184,6 +184,7 @@ def test_it_goes_on_where_it_was_though_its_parent_moved_on(tuned, parent, confi
     assert of_both[0].read_text() == of_both[1].read_text()
 
 
+@pytest.mark.exhaustive
 def test_an_exported_model_is_a_parent_as_well(tuned, config, tmp_path):
     done = instar("export", "--checkpoint", tuned, "--to", tmp_path / "folder")
     assert done.returncode == 0, done.stderr
