@@ -39,6 +39,13 @@ def get_config():
     ))
 """
 
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict({settings!r})
+"""
+
 
 def environment(devices: int = 1) -> dict[str, str]:
     """That of a fresh process with `devices` CPU devices."""
@@ -57,6 +64,18 @@ def run(command: list[str], devices: int = 1, **options) -> subprocess.Completed
     return subprocess.run(
         command, env=env, capture_output=True, text=True, timeout=300, check=False, **options
     )
+
+
+def write_config(path: pathlib.Path, settings: dict) -> pathlib.Path:
+    """Writes a config file that says `settings`."""
+    path.write_text(CONFIG.format(settings=settings))
+    return path
+
+
+def logged(workdir: pathlib.Path, key: str) -> list[dict]:
+    """The metrics of each step at which there is one of that name."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if key in line]
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from family_examples import small_spec
+from runs import logged, write_config
 from tokenizer_examples import train_chat_huggingface
 
 from instar import cli, load
@@ -28,12 +29,6 @@ pytestmark = pytest.mark.exhaustive
 OWN = {"bloom": {"mlp_width": 128}, "gpt3": {"window": None}, "deepseek_v3": {"query_rank": 16}}
 LENGTH, STEPS = 64, 6
 ASKED = ("the film", "was bad", "film film", "the bad")
-CONFIG = """
-from ml_collections import ConfigDict
-
-def get_config():
-    return ConfigDict({settings!r})
-"""
 
 
 @pytest.fixture(scope="module")
@@ -115,17 +110,11 @@ def settings_of(name: str, folder: pathlib.Path, runs: pathlib.Path) -> dict[str
     return {stage: common | told for stage, told in stages.items()}
 
 
-def logged(workdir: pathlib.Path, key: str) -> list[dict]:
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if key in line]
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_it_is_tuned_judged_and_reinforced(name, folder, tmp_path):
     write_parent(name, tmp_path / "model", folder / "tokenizer.json")
     for stage, settings in settings_of(name, folder, tmp_path).items():
-        config = tmp_path / f"{stage}.py"
-        config.write_text(CONFIG.format(settings=settings))
+        config = write_config(tmp_path / f"{stage}.py", settings)
         words = [stage, "--config", str(config), "--workdir", str(tmp_path / stage)]
         assert cli.main(words) == 0
     # It begins where a model that knows nothing does, and learns.

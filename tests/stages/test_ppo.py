@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from runs import environment, final_fingerprint, instar, losses
+from runs import environment, final_fingerprint, instar, logged, losses, write_config
 from several import run_pair
 
 from instar import load
@@ -47,12 +47,6 @@ def get_config():
         optimizer=dict(learning_rate=1e-2),
         logging=dict(tensorboard=False),
     ))
-"""
-PPO = """
-from ml_collections import ConfigDict
-
-def get_config():
-    return ConfigDict({settings!r})
 """
 
 
@@ -116,8 +110,7 @@ def settings(folder, finished_run, tiny_data) -> dict:
 
 def command(settings: dict, workdir: pathlib.Path) -> tuple[list[str], dict]:
     """The command of a run beside `workdir`'s own config file, and the environment."""
-    config = workdir.parent / f"{workdir.name}.py"
-    config.write_text(PPO.format(settings=settings))
+    config = write_config(workdir.parent / f"{workdir.name}.py", settings)
     path = pathlib.Path(settings["prompts"]["path"]).parent
     env = environment() | {"PYTHONPATH": str(path), "JAX_LOG_COMPILES": "1"}
     words = ["ppo", "--config", str(config), "--workdir", str(workdir)]
@@ -141,11 +134,6 @@ def stopped(settings: dict, workdir: pathlib.Path, number: int, lines: int, wait
     assert process.wait() == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143}[number]
 
 
-def logged(workdir: pathlib.Path, key: str = "score") -> list[dict]:
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if key in line]
-
-
 @pytest.fixture(scope="module")
 def alone(folder, settings) -> pathlib.Path:
     """A run that nothing interrupts."""
@@ -162,7 +150,7 @@ def test_a_run_that_is_killed_and_stopped_goes_on_bit_for_bit(folder, settings, 
     """Networks, both optimisers, the coefficient, the mean, and the places in prompts and text."""
     workdir = folder / "killed"
     stopped(settings, workdir, signal.SIGKILL, 2, random.Random(1).uniform(0, 0.3))
-    before = max(line["step"] for line in logged(workdir))
+    before = max(line["step"] for line in logged(workdir, "score"))
     assert 2 <= before < STEPS
     stopped(settings, workdir, signal.SIGTERM, before + 1, 0.0)
     done = run(settings, workdir)
@@ -172,7 +160,7 @@ def test_a_run_that_is_killed_and_stopped_goes_on_bit_for_bit(folder, settings, 
     # The alarm rang before the kill, and does not ring again.
     assert "ALARM" not in done.stderr
     clock = {"time", "tokens_per_second", "mfu"}
-    for found, expected in zip(logged(workdir), logged(alone), strict=True):
+    for found, expected in zip(logged(workdir, "score"), logged(alone, "score"), strict=True):
         assert {n: found[n] for n in found.keys() - clock} == {
             n: expected[n] for n in expected.keys() - clock
         }
@@ -184,16 +172,17 @@ def test_two_processes_come_to_what_one_comes_to(folder, settings, alone):
     for code, said in run_pair(*words[1:], env=env):
         assert code == 0, said
     # Later, rounding may have led to another token.
-    for found, expected in zip(logged(folder / "two")[:2], logged(alone)[:2], strict=True):
+    two, one = logged(folder / "two", "score"), logged(alone, "score")
+    for found, expected in zip(two[:2], one[:2], strict=True):
         names = ("score", "gold/short", "kl", "entropy", "loss", "ptx_loss", "length")
         assert {n: found[n] for n in names} == pytest.approx(
             {n: expected[n] for n in names}, rel=1e-3, abs=1e-5
         )
-    assert len(logged(folder / "two")) == STEPS and logged(folder / "two", "held_out/win_rate")
+    assert len(two) == STEPS and logged(folder / "two", "held_out/win_rate")
 
 
 def test_what_a_run_leaves(alone, folder, finished_run):
-    lines, said = logged(alone), (folder / "alone.stderr").read_text()
+    lines, said = logged(alone, "score"), (folder / "alone.stderr").read_text()
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert sum("alarm/kl" in line for line in lines) == 1 and said.count("ALARM") == 1
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-4) and lines[-1]["kl"] != lines[0]["kl"]
@@ -257,7 +246,7 @@ def test_a_folder_of_transformers_is_improved_and_another_judges(folder, setting
     changed = {name: settings[name] for name in kept} | changes
     done = run(changed, tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    (line,) = logged(tmp_path / "run")
+    (line,) = logged(tmp_path / "run", "score")
     assert np.isfinite(line["score"])
     lineage = json.loads((tmp_path / "run/checkpoints/1/lineage/lineage.json").read_text())
     assert {lineage[role]["stage"] for role in ("parent", "reward")} == {"import"}
@@ -281,7 +270,7 @@ def test_without_a_coefficient_it_collapses_and_says_so(folder, settings):
     kept = ("parent", "chat_template", "critic", "logging")
     done = run({name: settings[name] for name in kept} | changes, folder / "collapsed")
     assert done.returncode == 0, done.stderr
-    lines = logged(folder / "collapsed")
+    lines = logged(folder / "collapsed", "score")
     assert lines[-1]["score"] > 2 * lines[0]["score"]
     assert lines[-1]["entropy"] < 0.5 * lines[0]["entropy"]
     rung = {name for line in lines for name in line if name.startswith("alarm/")}

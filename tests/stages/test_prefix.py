@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import instar, losses
+from runs import instar, losses, write_config
 from tokenizer_examples import one_of_each_kind, train_chat_huggingface
 
 from instar import cli, load
@@ -31,18 +31,6 @@ from instar.stages.prefix import check_dataset
 LENGTH, STEPS = 96, 100
 # What the assistant says at first, and after it was asked again.
 FIRST, SECOND = "was good", "bad x12"
-
-CONFIG = """
-import ml_collections
-
-def get_config():
-    return ml_collections.ConfigDict({settings!r})
-"""
-
-
-def write_config(path: pathlib.Path, settings: dict) -> pathlib.Path:
-    path.write_text(CONFIG.format(settings=settings))
-    return path
 
 
 @pytest.fixture(scope="module")
