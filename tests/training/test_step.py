@@ -333,10 +333,14 @@ def test_dropout_differs_by_step_microbatch_and_seed_and_reproduces():
 
 
 def test_dropout_keeps_the_mean_and_its_rate():
-    x = jnp.ones((1000, 200))
+    x = jnp.ones((1000, 201))
     out = np.asarray(dropout(x, 0.3, jax.random.key(0)))
     assert set(np.unique(out)) == {0.0, np.float32(1 / 0.7)}
     assert (out == 0).mean() == pytest.approx(0.3, abs=0.005)
+    # Neighbours do not know of each other.
+    both = (out[:, :-1] == 0) & (out[:, 1:] == 0)
+    assert both.mean(axis=0) == pytest.approx(0.09, abs=0.045)
+    assert both[:, ::2].mean() == pytest.approx(0.09, abs=0.004)
     assert dropout(x, 0.0, None) is x
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -115,10 +116,16 @@ class Context:
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Inverted dropout (Srivastava et al. 2014); the identity where the rate is 0."""
+    """Inverted dropout (Srivastava et al. 2014), by a rate to within 2^-17; the identity at 0.
+
+    Two elements share a draw of 32 bits: with one each, the draws of a small model on a CPU took a
+    sixth of its step.
+    """
     if rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    drawn = jax.random.bits(key, (*x.shape[:-1], math.ceil(x.shape[-1] / 2)), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(drawn, jnp.uint16).reshape(*x.shape[:-1], -1)
+    keep = halves[..., : x.shape[-1]] >= round(rate * 2**16)
     return jnp.where(keep, x / (1.0 - rate), 0)
 
 
