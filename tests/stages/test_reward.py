@@ -224,6 +224,30 @@ def test_a_member_leaves_as_a_folder_and_is_trained_on(trained, config, ratings,
     assert 0 < max(jax.tree.leaves(moved)) < 1.2 * rate
 
 
+@pytest.mark.parametrize("group", ["any", "prompt"])
+def test_a_run_compiles_one_program_for_batches_that_differ(config, trained, tmp_path, group):
+    """Their texts fill now more rows and now fewer, and little of a row is empty all the same."""
+    rng, lines = random.Random(1), []
+    for number in range(200):
+        prompt = " ".join(rng.choices(WORDS, k=rng.randint(1, 6)))
+        for rating in range(3):
+            completion = " " + " ".join(rng.choices(WORDS, k=rng.randint(1, 6)))
+            record = {"prompt": f"{number % 10} {prompt}", "completion": completion}
+            lines.append(json.dumps(record | {"rating": rating}))
+    (tmp_path / "ratings.jsonl").write_text("\n".join(lines))
+    data = PreferenceConfig(str(tmp_path / "ratings.jsonl"), "ratings", 3, 32, group)
+    comparisons, batch = Comparisons.open(data, load(trained).encoder), BatchConfig(16)
+    layout = make_layout(batch, make_mesh(MeshConfig(), jax.devices()[:1]))
+    batches = ComparisonBatches(comparisons, batch, layout, members=2, seed=0, row_length=32)
+    segments = [
+        np.asarray(next(batches(0, {"group": 16 * number, "tokens": 0}))[0]["segment_ids"])
+        for number in range(100)
+    ]
+    needed = {int((each[0].any(axis=-1)).sum(axis=0).max()) for each in segments}
+    assert len(needed) > 3 and len({each.shape for each in segments}) == 1
+    assert np.mean(np.stack(segments) > 0) > 0.7
+
+
 def test_the_loss_is_that_of_each_text_alone(config, trained):
     """Packing and microbatches change nothing: each member's loss and gradient are its own.
 

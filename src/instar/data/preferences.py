@@ -164,6 +164,17 @@ class Comparisons:
         """How many groups an epoch has."""
         return self._epoch
 
+    @property
+    def group_tokens(self) -> tuple[float, float]:
+        """The tokens of a group: their mean over the groups, and their standard deviation."""
+        most = self._config.completions
+        each = [np.asarray([len(text) for text in group.texts]) for group in self._groups]
+        if self._drawn_from_all:
+            drawn = min(most, len(each[0]))
+            return drawn * float(each[0].mean()), drawn**0.5 * float(each[0].std())
+        sums = [lengths.mean() * min(most, len(lengths)) for lengths in each]
+        return float(np.mean(sums)), float(np.std(sums))
+
     def batch(self, seed: int, first_group: int, count: int) -> dict[str, np.ndarray]:
         """The groups `first_group` to `first_group` + `count` - 1 of a run.
 

@@ -14,8 +14,12 @@ from instar.sharding.rules import batch_sharding, batch_shards, replicated
 from instar.training.batch import BatchConfig, rows_of_steps
 from instar.training.loop import Position
 
-# A batch gets so many rows more than its texts fill on average, and those too few, as many again.
-_SPARE = 1 / 16
+# A batch has rows for the tokens of its texts on average, for so many standard deviations more, and
+# for what packing leaves empty. Where those are too few, it has a share more of them, and a program
+# of its own.
+_DEVIATIONS = 4
+_EMPTY = 1 / 32
+_MORE = 1 / 16
 
 
 class ComparisonBatches:
@@ -41,10 +45,10 @@ class ComparisonBatches:
     ):
         self._comparisons, self._config, self._layout = comparisons, config, layout
         self._members, self._seed, self._length = members, seed, row_length
-        facts = comparisons.facts
-        texts = comparisons.batch(seed, 0, 1)["mask"].shape[1] * layout.microbatch
-        rows = texts * facts["tokens"] / facts["completions"] / row_length
-        self._rows = self._divisible(rows * (1 + _SPARE))
+        mean, deviation = comparisons.group_tokens
+        groups = layout.microbatch
+        tokens = groups * mean * (1 + _EMPTY) + _DEVIATIONS * groups**0.5 * deviation
+        self._rows = self._divisible(tokens / row_length)
 
     def __call__(self, step: int, position: Position) -> Iterator[tuple[dict, Position]]:
         """The batches from a position on, on the mesh, each with the position after it.
@@ -105,7 +109,7 @@ class ComparisonBatches:
         """R for texts that fill `needed` rows: of a few sizes, since each is compiled."""
         rows = self._rows
         while rows < needed:
-            rows = self._divisible(rows * (1 + _SPARE) + 1)
+            rows = self._divisible(rows * (1 + _MORE) + 1)
         return rows
 
     def _divisible(self, rows: float) -> int:
