@@ -14,7 +14,9 @@ STAGES = (
         name="demonstration",
         command="demonstration",
         options=dict(
-            ratings=".venv/downloads/vaderSentiment-3.3.2.tar.gz", to="{workdir}/demonstration"
+            ratings=".venv/downloads/vaderSentiment-3.3.2.tar.gz",
+            to="{workdir}/demonstration",
+            label_pairs=10_000,
         ),
     ),
     dict(name="data", command="prepare", config="configs/data/quickstart.py"),

@@ -24,10 +24,10 @@ def get_config() -> ConfigDict:
             ),
             response=dict(max_new_tokens=40),
             batch=dict(size=128),
-            steps=60,
+            steps=40,
             update=dict(
                 beta=0.1,
-                adaptive_kl=dict(target=4.0, horizon=500.0),
+                adaptive_kl=dict(target=4.0, horizon=1500.0),
                 scores=dict(eos_penalty=1.0),
                 epochs=2,
                 minibatch=64,
@@ -45,6 +45,6 @@ def get_config() -> ConfigDict:
             ),
             execution=dict(unroll=0),
             checkpoint=dict(minutes=1.0),
-            evaluation=dict(every=30),
+            evaluation=dict(every=40),
         )
     )

@@ -2,7 +2,7 @@
 
 The model and the prompts are made first; `task`, `size` and `seed` are those below:
 
-    instar import --from_ SmolLM2-135M-Instruct.gguf --to runs/reasoning/model
+    instar import --from=SmolLM2-135M-Instruct.Q4_1.gguf --to=runs/reasoning/model
     python -c "from instar.evaluation.verifiers import write_prompts as write
     write('runs/reasoning/train.jsonl', 'chain_sum', size=4000, seed=0)"
     instar ppo --config configs/ppo/reasoning_gym.py --workdir runs/reasoning/ppo

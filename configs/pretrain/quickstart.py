@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
                 family="llama", depth=4, width=128, heads=4, mlp_width=352, tied=True, qk_norm=True
             ),
             batch=dict(size=32),
-            steps=1500,
+            steps=900,
             optimizer=dict(
                 name="muon", muon_learning_rate=0.02, learning_rate=1.2e-2, weight_decay=0.0
             ),
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
             execution=dict(unroll=0),
             checkpoint=dict(minutes=1.0),
             evaluation=dict(
-                every=500,
+                every=450,
                 prompts=("The film", "I have seen", "This movie is", "The acting"),
                 sampling=dict(max_new_tokens=60, temperature=0.8, top_p=0.95),
             ),

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
             chat_template="plain",
             data=dict(
                 path=f"{DEMONSTRATION}/ratings/train.jsonl",
-                repeat=3,
+                repeat=2,
                 extra=f"{DEMONSTRATION}/labels/ratings.jsonl",
                 kind="ratings",
                 group="any",

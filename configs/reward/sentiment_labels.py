@@ -2,7 +2,7 @@
 
     instar reward --config configs/reward/sentiment_labels.py --workdir runs/sentiment/labels
 
-The first phase of `sentiment.py`: three times the labels of `quickstart_labels.py`, read twice by
+The first phase of `sentiment.py`: six times the labels of `quickstart_labels.py`, read twice by
 two networks in orders of their own. (Read once: 77.0 % of held-out pairs in the end, not 77.6 %.)
 """
 
@@ -14,7 +14,7 @@ DEMONSTRATION = "runs/sentiment/demonstration"
 def get_config() -> ConfigDict:
     return ConfigDict(
         dict(
-            parent="runs/quickstart/pretrain",
+            parent="runs/sentiment/pretrain",
             chat_template="plain",
             data=dict(
                 path=f"{DEMONSTRATION}/ratings/train.jsonl",
