@@ -16,8 +16,9 @@ from instar.data.demonstration import DemonstrationOptions, cut, demonstration, 
 from instar.data.demonstration_leaks import NearDuplicates, words_of
 from instar.data.demonstration_ratings import RatedSentence, read_ratings
 from instar.data.dialogues import read_dialogue
-from instar.data.preferences import Comparisons, PreferenceConfig, RatedTexts
+from instar.data.preferences import Comparisons, PreferenceConfig
 from instar.data.prompts import PromptSet
+from instar.data.rated_texts import RatedTexts
 from instar.data.tokenizer import TokenizerConfig, train_tokenizer
 from instar.errors import UserError
 

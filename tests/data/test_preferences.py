@@ -11,8 +11,9 @@ from tokenizer_examples import corpus
 from instar.config import build
 from instar.data.chat import ChatTemplate
 from instar.data.completions import CompletionEncoder
-from instar.data.preferences import Comparisons, PreferenceConfig, RatedTexts
+from instar.data.preferences import Comparisons, PreferenceConfig
 from instar.data.prompts import PromptSet
+from instar.data.rated_texts import RatedTexts
 from instar.data.tokenizer import TokenizerConfig, train_tokenizer
 from instar.errors import UserError
 
@@ -259,6 +260,37 @@ def test_rated_texts_keep_their_order_and_their_raters(tmp_path):
     assert RatedTexts.open(write(tmp_path / "b.jsonl", *some), ENCODER, T).raters is None
     with pytest.raises(UserError, match="none of its 3 texts fits into 2 tokens"):
         RatedTexts.open(tmp_path / "a.jsonl", ENCODER, 2)
+
+
+def test_the_texts_of_a_ranking_are_judged_beside_one_another_alone(tmp_path):
+    """Rankings and pairs are judged by as well as learnt from; a prompt's ratings where told."""
+    pair = {"prompt": "film 1", "chosen": " a", "rejected": " b"}
+    lines = [
+        ranking(0),
+        pair,
+        ranking(1, completions=2),
+        rating("t", " x", 1),
+        rating("t", " y", 2),
+    ]
+    path = write(tmp_path / "a.jsonl", *lines, rating("u", " z", 3))
+    rated = RatedTexts.open(path, ENCODER, T)
+    said = [" was 0", " was 1", " was 2", " a", " b", " was 0", " was 1", " x", " y", " z"]
+    assert rated.completions == said
+    assert rated.ratings.tolist() == [0, -1, -2, 0, -1, 0, -1, 1, 2, 3]
+    assert rated.groups.tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
+    of_prompts = RatedTexts.open(path, ENCODER, T, "prompt")
+    assert of_prompts.groups.tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 4]
+    # Whole groups are read where not all of them are.
+    chosen = rated.spread(6)
+    assert (
+        chosen.tolist() == [0, 1, 2, 7, 8, 9] and rated.among(chosen).tolist() == [0] * 3 + [3] * 3
+    )
+    alone = [rating(f"film {number}", " good", number) for number in range(5)]
+    path = write(tmp_path / "b.jsonl", *alone)
+    assert RatedTexts.open(path, ENCODER, T).spread(3).tolist() == [0, 2, 4]
+    assert RatedTexts.open(path, ENCODER, T).among([0, 2, 4]) is None
+    with pytest.raises(UserError, match=r'no two texts to compare: .* set data\.group "any"'):
+        RatedTexts.open(path, ENCODER, T, "prompt")
 
 
 def test_the_digest_of_comparisons_is_that_of_other_readers_of_the_file(tmp_path):

@@ -1,5 +1,6 @@
 """Figures of reward models against loops over pairs and against closed forms."""
 
+import itertools
 import math
 import time
 
@@ -68,7 +69,7 @@ def test_the_interval_covers_the_truth():
     for seed in range(60):
         x, noise = rng.standard_normal((2, 100))
         y = correlation * x + math.sqrt(1 - correlation**2) * noise
-        found = pair_accuracy_interval(x, y, seed)
+        found = pair_accuracy_interval(x, y, seed=seed)
         assert found.low < found.value < found.high
         covered += found.low <= truth <= found.high
     assert covered / 60 > 0.85
@@ -123,6 +124,39 @@ def test_ensemble_disagreement_equals_loops():
     assert ensemble_disagreement(members[:1]) == 0
     assert ensemble_disagreement(members[[0, 0]]) == 0
     assert ensemble_disagreement(np.stack([members[0], -members[0]])) == 1
+
+
+def test_texts_of_other_groups_are_not_compared():
+    """A model that learnt from rankings is free up to a constant for each prompt."""
+    rng = np.random.default_rng(7)
+    groups = rng.permutation(np.repeat(np.arange(12), 4))
+    ratings = rng.integers(0, 3, 48).astype(float)
+    # In quarters, which no whole number rounds.
+    scores = np.round(4 * (ratings + rng.standard_normal(48))) / 4
+    moved = scores + rng.integers(-50, 50, 12)[groups]
+    by_group = [[*untied(scores[groups == each], ratings[groups == each])] for each in range(12)]
+    pairs = [*itertools.chain(*by_group)]
+    expected = np.mean([earned for earned, _, _ in pairs])
+    assert pair_accuracy(moved, ratings, groups) == pytest.approx(expected, rel=1e-12)
+    assert abs(pair_accuracy(moved, ratings) - expected) > 0.05
+
+    found = pair_accuracy_interval(moved, ratings, groups, seed=3, resamples=40)
+    draws = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), 40)
+    # Each copy of a group is one of its own.
+    drawn = [itertools.chain(*(by_group[each] * row[each] for each in range(12))) for row in draws]
+    shares = [np.mean([earned for earned, _, _ in each]) for each in drawn]
+    np.testing.assert_allclose(
+        [found.value, found.low, found.high],
+        [expected, *np.percentile(shares, [2.5, 97.5])],
+        rtol=1e-12,
+    )
+
+    by_gap = accuracy_by_gap(moved, ratings, [1, 1.5, 2], groups)
+    assert [count for _, count in by_gap] == [sum(g == gap for _, g, _ in pairs) for gap in (1, 2)]
+    error, curve = calibration(moved, ratings, groups)
+    assert sum(count for *_, count in curve) == len(pairs)
+    assert error == calibration(scores, ratings, groups)[0]
+    assert ensemble_disagreement(np.stack([moved, scores]), groups) == 0
 
 
 def test_two_thousand_texts_take_no_time():

@@ -1,28 +1,17 @@
-"""What people prefer: groups of completions to learn a reward from, and rated texts to judge by."""
+"""What people prefer: groups of completions to learn a reward from."""
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
-from etils import epath
 
-from instar.data.completion_files import (
-    Records,
-    finite,
-    joined,
-    padded,
-    read_json_lines,
-    required,
-)
-from instar.data.completions import CompletionEncoder, Prompt, prompt_messages
+from instar.data.completion_files import Records, joined, padded, read_json_lines
+from instar.data.completions import CompletionEncoder
 from instar.data.epochs import shuffled_epochs
 from instar.data.permutation import derive_keys, permute
+from instar.data.preference_records import READERS, Group, Kind, RatedText, prompt_key
 from instar.errors import UserError
-
-Kind = Literal["rankings", "pairs", "ratings"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +39,7 @@ class PreferenceConfig:
     kind: Kind
     completions: int
     max_length: int
-    group: Literal["prompt", "any"] = "prompt"
+    group: Group = "prompt"
     extra: str | None = None
     repeat: int = 1
 
@@ -78,17 +67,6 @@ class _Group:
 
     texts: list[list[int]]
     ranks: list[float]
-
-
-@dataclass(frozen=True)
-class RatedText:
-    """A line of a file of ratings. `raters` are single people's scores, where they are known."""
-
-    prompt: Prompt
-    completion: str
-    rating: float
-    raters: tuple[float, ...] | None
-    ids: list[int]
 
 
 class Comparisons:
@@ -124,9 +102,9 @@ class Comparisons:
         Raises:
           UserError: one cannot be read, is mostly broken, or there is nothing to compare.
         """
-        reader = _READERS[config.kind]
+        reader = READERS[config.kind]
 
-        def records(path: str, field: str) -> Records:
+        def records(path: str, field: str) -> Records[list[RatedText]]:
             return read_json_lines(path, field, encoder, lambda record: reader(record, encoder))
 
         read = records(config.path, "data.path")
@@ -135,7 +113,7 @@ class Comparisons:
             more = records(config.extra, "data.extra")
             count += len(more.items) + len(more.skipped)
             read = joined(read, more, _with_more(read.items, more.items, config.repeat))
-        groups = _grouped_ratings(read.items, config) if config.kind == "ratings" else read.items
+        groups = [_group(texts) for texts in _compared(read.items, config)]
         short = [_without(group, config.max_length) for group in groups]
         enough = [group for group in short if len(group.texts) > 1]
         told_apart = [group for group in enough if len(set(group.ranks)) > 1]
@@ -229,51 +207,6 @@ def _told(facts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in facts.items())
 
 
-# ---------------------------------------------------------------------------------------------
-# Records
-# ---------------------------------------------------------------------------------------------
-
-
-def _ranking(record: Mapping[str, Any], encoder: CompletionEncoder) -> _Group:
-    completions, ranks = (required(record, name) for name in ("completions", "ranks"))
-    for name, values in (("completions", completions), ("ranks", ranks)):
-        if not isinstance(values, list) or not values:
-            raise UserError(f"{name} must be a list with something in it")
-    if len(completions) != len(ranks):
-        raise UserError(f"there are {len(completions)} completions and {len(ranks)} ranks")
-    prompt = required(record, "prompt")
-    return _Group(
-        [encoder.whole(prompt, completion) for completion in completions],
-        [finite(rank, f"ranks[{index}]") for index, rank in enumerate(ranks)],
-    )
-
-
-def _pair(record: Mapping[str, Any], encoder: CompletionEncoder) -> _Group:
-    prompt = required(record, "prompt")
-    texts = [encoder.whole(prompt, required(record, name)) for name in ("chosen", "rejected")]
-    if texts[0] == texts[1]:
-        raise UserError("chosen and rejected are the same")
-    return _Group(texts, [0.0, 1.0])
-
-
-def _rating(record: Mapping[str, Any], encoder: CompletionEncoder) -> RatedText:
-    prompt, completion = (required(record, name) for name in ("prompt", "completion"))
-    raters = record.get("raters")
-    if raters is not None:
-        if not isinstance(raters, list):
-            raise UserError(f"raters must be a list, not {type(raters).__name__}")
-        raters = tuple(finite(score, f"raters[{index}]") for index, score in enumerate(raters))
-    rating = finite(required(record, "rating"), "rating")
-    return RatedText(prompt, completion, rating, raters, encoder.whole(prompt, completion))
-
-
-_READERS: dict[str, Callable[[Mapping[str, Any], CompletionEncoder], Any]] = {
-    "rankings": _ranking,
-    "pairs": _pair,
-    "ratings": _rating,
-}
-
-
 def on_scale_of(ratings: np.ndarray, others: np.ndarray) -> np.ndarray:
     """`others` with the mean and the standard deviation of `ratings`: float64, of any number."""
     others = np.asarray(others, np.float64)
@@ -283,102 +216,29 @@ def on_scale_of(ratings: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _with_more(
-    rated: Sequence[RatedText], more: Sequence[RatedText], repeat: int
-) -> list[RatedText]:
-    """The rated texts `repeat` times, and more of them on their scale."""
-    ratings, others = (np.asarray([each.rating for each in some]) for some in (rated, more))
+    rated: Sequence[list[RatedText]], more: Sequence[list[RatedText]], repeat: int
+) -> list[list[RatedText]]:
+    """The records of one text each `repeat` times, and more of them on their scale."""
+    ratings, others = (np.asarray([text.rating for (text,) in some]) for some in (rated, more))
     moved = on_scale_of(ratings, others).tolist()
     return [*rated] * repeat + [
-        dataclasses.replace(each, rating=rating) for each, rating in zip(more, moved, strict=True)
+        [dataclasses.replace(text, rating=rating)]
+        for (text,), rating in zip(more, moved, strict=True)
     ]
 
 
-def _grouped_ratings(rated: Sequence[RatedText], config: PreferenceConfig) -> list[_Group]:
-    """The groups in the order of their first records; one of all where any may be compared."""
+def _compared(
+    records: Sequence[list[RatedText]], config: PreferenceConfig
+) -> list[list[RatedText]]:
+    """The texts that are compared with one another, in the order of their first records."""
+    if config.kind != "ratings":
+        return [*records]
     members: dict[str, list[RatedText]] = {}
-    for each in rated:
-        messages = prompt_messages(each.prompt) if config.group == "prompt" else None
-        members.setdefault(json.dumps(messages), []).append(each)
-    return [
-        _Group([each.ids for each in group], [-each.rating for each in group])
-        for group in members.values()
-    ]
+    for (text,) in records:
+        key = "" if config.group == "any" else prompt_key(text.prompt)
+        members.setdefault(key, []).append(text)
+    return [*members.values()]
 
 
-# ---------------------------------------------------------------------------------------------
-# Evaluation
-# ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RatedTexts:
-    """Rated completions to evaluate on, in the order of their file.
-
-    Attributes:
-      prompts, completions: the texts.
-      ratings: float64 [N], higher is better.
-      raters: single people's scores of each; None where a record has none.
-      tokens: int32 [N, T], prompt and completion; zeros behind.
-      lengths: int32 [N], how many of them are real.
-      facts: counts: records, skipped, too_long, texts.
-      skipped: the broken records: dicts with "file", "position" and "reason".
-      digest: the SHA-256 of the file's content and of what encodes it, in hexadecimal.
-    """
-
-    prompts: list[Prompt]
-    completions: list[str]
-    ratings: np.ndarray
-    raters: tuple[tuple[float, ...], ...] | None
-    tokens: np.ndarray
-    lengths: np.ndarray
-    facts: dict[str, int]
-    skipped: list[dict]
-    digest: str
-
-    @classmethod
-    def open(
-        cls,
-        path: epath.PathLike,
-        encoder: CompletionEncoder,
-        max_length: int,
-        field: str = "ratings",
-    ) -> "RatedTexts":
-        """Reads JSON lines of ratings, see `PreferenceConfig`.
-
-        Broken records are skipped, and texts of more than `max_length` = T tokens left out.
-
-        Args:
-          field: what errors call the setting that names the path.
-
-        Raises:
-          UserError: the file cannot be read, is mostly broken, or has no text that is short enough.
-        """
-        read = read_json_lines(path, field, encoder, lambda record: _rating(record, encoder))
-        rated = [each for each in read.items if len(each.ids) <= max_length]
-        if not rated:
-            raise UserError(
-                f"{field} {path}: none of its {len(read.items)} texts fits into {max_length} "
-                "tokens: allow longer ones"
-            )
-        tokens, lengths = padded([each.ids for each in rated], max_length)
-        raters = tuple(each.raters for each in rated)
-        return cls(
-            [each.prompt for each in rated],
-            [each.completion for each in rated],
-            np.asarray([each.rating for each in rated], np.float64),
-            None if None in raters else raters,
-            tokens,
-            lengths,
-            {
-                "records": len(read.items) + len(read.skipped),
-                "skipped": len(read.skipped),
-                "too_long": len(read.items) - len(rated),
-                "texts": len(rated),
-            },
-            read.skipped,
-            read.digest,
-        )
-
-    def __len__(self) -> int:
-        """How many texts there are."""
-        return len(self.prompts)
+def _group(texts: Sequence[RatedText]) -> _Group:
+    return _Group([text.ids for text in texts], [-text.rating for text in texts])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from instar.errors import UserError
-from instar.evaluation.preference_metrics import pair_accuracy
+from instar.evaluation.preference_metrics import pair_accuracy, pairs_of
 
 Raters = Sequence[Sequence[float]]
 
@@ -43,7 +43,9 @@ def krippendorff_alpha(raters: Raters) -> float:
     return float(krippendorff.alpha(table.T, level_of_measurement="interval"))
 
 
-def one_person(raters: Raters, pairs: int = 200_000, seed: int = 0) -> float:
+def one_person(
+    raters: Raters, groups: np.ndarray | None = None, pairs: int = 200_000, seed: int = 0
+) -> float:
     """How often one person prefers the text that the mean of all others does.
 
     A person's own ties count half; pairs whose others tie do not count. It is what a reward model's
@@ -51,12 +53,13 @@ def one_person(raters: Raters, pairs: int = 200_000, seed: int = 0) -> float:
 
     Args:
       raters: N texts' scores; texts with fewer than two are passed over.
+      groups: [N]; two texts are a pair where theirs are equal, and where it is None always.
       pairs: drawn at random.
 
     Returns:
       NaN where no pair counts.
     """
-    drawn = _Drawn(raters, pairs, seed)
+    drawn = _Drawn(raters, pairs, seed, groups)
     own, _ = drawn.people(1)
     others = (drawn.sums - own) / (drawn.counts - 1)
     return _agreement(own, others)
@@ -95,11 +98,17 @@ def _table(raters: Raters) -> np.ndarray:
 class _Drawn:
     """P pairs of texts, and `sums` and `counts` [2, P] of the scores of each."""
 
-    def __init__(self, raters: Raters, pairs: int, seed: int):
-        self._table = _table([scores for scores in raters if len(scores) > 1])
+    def __init__(self, raters: Raters, pairs: int, seed: int, groups: np.ndarray | None = None):
+        several = [i for i, scores in enumerate(raters) if len(scores) > 1]
+        self._table = _table([raters[i] for i in several])
         self._rng = np.random.default_rng(seed)
-        total = len(self._table)
-        texts = self._rng.integers(0, max(total, 1), (2, pairs if total else 0))
+        total = len(several)
+        if groups is None:
+            texts = self._rng.integers(0, max(total, 1), (2, pairs if total else 0))
+        else:
+            known = np.stack(pairs_of(total, groups[several]))
+            drawn = self._rng.integers(0, max(known.shape[1], 1), pairs if known.size else 0)
+            texts = known[:, drawn]
         self._texts = texts[:, texts[0] != texts[1]]
         numbers = np.sum(~np.isnan(self._table), axis=1)
         self.sums = np.nansum(self._table, axis=1)[self._texts]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from instar.data.preferences import RatedTexts
+from instar.data.rated_texts import RatedTexts
 from instar.errors import UserError
 from instar.evaluation.agreement import krippendorff_alpha, one_person
 from instar.evaluation.preference_metrics import (
@@ -28,8 +28,8 @@ class RewardEvaluation:
 
     Args:
       sets: by name.
-      limit: at most so many texts of each, spread over it, are read on the way; `final`, at the
-        end. All pairs of them are compared.
+      limit: about so many texts of each at most, spread over it, are read on the way; `final`, at
+        the end. All pairs of them are compared, of texts of one group where there are several.
     """
 
     def __init__(self, sets: Mapping[str, RatedTexts], score: Score, *, limit: int, final: int):
@@ -41,9 +41,10 @@ class RewardEvaluation:
         for name, rated in self._sets.items():
             chosen, members = self._scored(params, rated, self._limit)
             scores, ratings = members.mean(axis=0), rated.ratings[chosen]
-            scalars[f"{name}/accuracy"] = pair_accuracy(scores, ratings)
+            groups = rated.among(chosen)
+            scalars[f"{name}/accuracy"] = pair_accuracy(scores, ratings, groups)
             if len(members) > 1:
-                scalars[f"{name}/disagreement"] = ensemble_disagreement(members)
+                scalars[f"{name}/disagreement"] = ensemble_disagreement(members, groups)
         return scalars
 
     def whole(
@@ -62,15 +63,15 @@ class RewardEvaluation:
                 prompts = [rated.prompts[i] for i in chosen]
                 other = baseline(prompts, [rated.completions[i] for i in chosen])
             raters = None if rated.raters is None else [rated.raters[i] for i in chosen]
-            found[name] = measure(members, rated.ratings[chosen], raters, other) | {
+            groups = rated.among(chosen)
+            found[name] = measure(members, rated.ratings[chosen], raters, other, groups) | {
                 "too_long": rated.facts["too_long"]
             }
         return found
 
     def _scored(self, params: Any, rated: RatedTexts, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Which texts of a set are read, and their scores [M, N]."""
-        count = min(len(rated), most)
-        chosen = np.linspace(0, len(rated) - 1, count).round().astype(int)
+        chosen = rated.spread(most)
         return chosen, self._score(params, [rated.tokens[i, : rated.lengths[i]] for i in chosen])
 
 
@@ -79,6 +80,7 @@ def measure(
     ratings: np.ndarray,
     raters: Sequence[Sequence[float]] | None = None,
     baseline: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """All figures of one set, ready for JSON; those of which nothing is known are None.
 
@@ -86,18 +88,19 @@ def measure(
       members: scores float64 [M, N] of each member; the model's own are their mean.
       ratings: [N]. raters: single people's scores of each text.
       baseline: another model's scores, [N].
+      groups: [N]; two texts are compared where theirs are equal, and where it is None always.
     """
     scores = members.mean(axis=0)
-    interval = pair_accuracy_interval(scores, ratings)
-    error, curve = calibration(scores, ratings)
+    interval = pair_accuracy_interval(scores, ratings, groups)
+    error, curve = calibration(scores, ratings, groups)
     return {
         "texts": len(ratings),
         "accuracy": {"value": interval.value, "low": interval.low, "high": interval.high},
-        "members": [pair_accuracy(each, ratings) for each in members],
-        "disagreement": ensemble_disagreement(members) if len(members) > 1 else None,
+        "members": [pair_accuracy(each, ratings, groups) for each in members],
+        "disagreement": ensemble_disagreement(members, groups) if len(members) > 1 else None,
         "mean": float(scores.mean()),
         "std": float(scores.std()),
-        "by_gap": _by_gap(scores, ratings),
+        "by_gap": _by_gap(scores, ratings, groups),
         "calibration": {
             "error": error,
             "bins": [
@@ -105,9 +108,9 @@ def measure(
                 for predicted, observed, pairs in curve
             ],
         },
-        "person": None if raters is None else one_person(raters),
+        "person": None if raters is None else one_person(raters, groups),
         "alpha": None if raters is None else _alpha(raters),
-        "baseline": None if baseline is None else pair_accuracy(baseline, ratings),
+        "baseline": None if baseline is None else pair_accuracy(baseline, ratings, groups),
     }
 
 
@@ -119,10 +122,12 @@ def _alpha(raters: Sequence[Sequence[float]]) -> float | None:
         return None
 
 
-def _by_gap(scores: np.ndarray, ratings: np.ndarray) -> list[dict[str, float]]:
+def _by_gap(
+    scores: np.ndarray, ratings: np.ndarray, groups: np.ndarray | None
+) -> list[dict[str, float]]:
     """The accuracy over the gap of the ratings, in `_GAPS` steps up to the largest."""
     edges = np.linspace(0, np.ptp(ratings), _GAPS + 1)
-    found = accuracy_by_gap(scores, ratings, edges.tolist())
+    found = accuracy_by_gap(scores, ratings, edges.tolist(), groups)
     return [
         {"gap": float(middle), "accuracy": accuracy, "pairs": pairs}
         for middle, (accuracy, pairs) in zip((edges[:-1] + edges[1:]) / 2, found, strict=True)

@@ -14,8 +14,10 @@ from etils import epath
 from jax.sharding import Mesh
 
 from instar.data.completions import CompletionEncoder
-from instar.data.preferences import Comparisons, RatedTexts
+from instar.data.preferences import Comparisons
+from instar.data.rated_texts import RatedTexts
 from instar.errors import UserError
+from instar.evaluation.bag_of_words import read_ratings
 from instar.evaluation.judges import bag_of_words
 from instar.evaluation.reward_evaluation import RESULTS, RewardEvaluation
 from instar.interchange.card import ModelCard
@@ -239,16 +241,21 @@ def make_finish(
 def make_evaluation(
     config: RewardConfig, encoder: CompletionEncoder, scores: TextScores
 ) -> RewardEvaluation:
-    """What judges the model on the config's sets. Raises UserError where one cannot be read."""
+    """What judges the model on the config's sets. Raises UserError where a file cannot be read."""
     settings = config.evaluation
     if settings.baseline and importlib.util.find_spec("sklearn") is None:
         raise UserError(
             'evaluation.baseline needs scikit-learn: install Instar with the extra "demo", or '
             "leave it out"
         )
+    for path in settings.baseline:  # which is not needed before the last step
+        try:
+            read_ratings(path)
+        except UserError as error:
+            raise UserError(f"evaluation.baseline: {error}") from None
     length = settings.max_length or config.data.max_length
     sets = {
-        name: RatedTexts.open(path, encoder, length, f"evaluation.sets.{name}")
+        name: RatedTexts.open(path, encoder, length, config.data.group, f"evaluation.sets.{name}")
         for name, path in settings.sets.items()
     }
     return RewardEvaluation(sets, scores, limit=settings.limit, final=settings.texts)

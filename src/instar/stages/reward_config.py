@@ -44,12 +44,13 @@ class NormaliseConfig:
 
 @dataclass(frozen=True)
 class RewardEvaluationConfig:
-    """On which rated texts the model is judged, every `every` steps and at the end.
+    """On which texts the model is judged, every `every` steps and at the end.
 
     Attributes:
-      sets: files of ratings (see `instar.data.preferences.PreferenceConfig`) by name.
-      limit: at most so many texts of each set, spread over it, are read on the way, and `texts` at
-        the end; all pairs of them are compared.
+      sets: files of rankings, pairs or ratings (see `instar.data.preferences.PreferenceConfig`) by
+        name. Compared are the texts of a ranking or a pair, and ratings as `data.group` says.
+      limit: about so many texts of each set at most, spread over it, are read on the way, and
+        `texts` at the end.
       baseline: a file of ratings that a linear model on words learns from, to compare with, and
         perhaps a second one, of another scale, that helps it.
       max_length: longer texts are left out; None: data.max_length.
