@@ -96,12 +96,12 @@ def table(sets: Mapping[str, Any]) -> Markup:
     return Markup(
         "<h2>Rated texts</h2>\n"
         '<div class="scroll"><table class="named"><tr>{}</tr>{}</table></div>\n'
-        '<p class="note">Of two texts that are compared, how often the one that people rated higher '
-        "has the higher score; the interval is that of drawing texts, or prompts, anew. ECE is the mean distance between "
-        "the probability that the model gives to a preference and how often it holds. Words: a "
-        "linear model on words and pairs of words that learnt from the same ratings. One person: "
-        "how often one rater agrees with the mean of the others; alpha: Krippendorff's, of the "
-        "raters' scores.</p>\n"
+        '<p class="note">Of two texts that are compared, how often the one that people rated '
+        "higher has the higher score; the interval is that of drawing texts, or prompts, anew. ECE "
+        "is the mean distance between the probability that the model gives to a preference and how "
+        "often it holds. Words: a linear model on words and pairs of words that learnt from the "
+        "same ratings. One person: how often one rater agrees with the mean of the others; alpha: "
+        "Krippendorff's, of the raters' scores.</p>\n"
     ).format(head, rows)
 
 
