@@ -85,7 +85,12 @@ def make_card(config: PpoConfig, parent: Opened) -> ModelCard:
 def make_networks(
     config: PpoConfig, roles: Roles, card: ModelCard, encoder: CompletionEncoder, mesh: Mesh
 ) -> Networks:
-    """What each role computes, checked against tokens, positions and mesh."""
+    """What each role computes, checked against tokens, chat template, positions and mesh.
+
+    Raises:
+      UserError: a model reads other tokens than the policy, or judges texts of another chat
+        template, has too few positions for a prompt with its response, or does not fit the mesh.
+    """
     execution = make_execution(config, mesh)
     policy = LanguageModel(card.spec, execution)
     reward = base = None
@@ -106,8 +111,15 @@ def make_networks(
                 f"{name} reads the tokens of another tokenizer ({tokenizer.digest[:12]}) than "
                 f"parent {config.parent} ({encoder.tokenizer.digest[:12]})"
             )
+        judges = opened.card.members is not None and opened.card.chat_template is not None
+        if judges and tokenizer is not None and encoder_of(opened.card).digest != encoder.digest:
+            raise UserError(
+                f"{name} was trained with another chat template than parent {config.parent}: "
+                "train it with that one, or choose another"
+            )
     length = config.prompts.max_length + config.response.max_new_tokens
-    for name, model in (("parent", policy), ("reward.model", reward), ("critic", critic)):
+    models = {"parent": policy, "reward.model": reward, "critic": critic, "base": base}
+    for name, model in models.items():
         if model is None:
             continue
         if length > model.spec.max_positions:
