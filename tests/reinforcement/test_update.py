@@ -406,6 +406,9 @@ def test_a_critic_that_warms_up_leaves_the_policy_alone():
         lambda a, b: np.abs(a - b).max(), state.extras["critic"], start.state.extras["critic"]
     )
     assert min(jax.tree.leaves(moved)) > 0.1 and metrics["updates"] == 6
+    # One that adapts to the KL waits until the policy learns.
+    state, metrics = start.improved(SEVERAL)
+    assert abs(metrics["kl"] - 1) > 0.01 and state.extras["beta"] == 0.3
 
 
 def test_updates_that_are_not_finite_change_nothing_and_are_told():

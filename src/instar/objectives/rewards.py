@@ -6,6 +6,9 @@ import jax.numpy as jnp
 from instar.errors import UserError
 from instar.objectives.masked import keep, wide
 
+# By what share of the target an iteration may seem to miss it (Ziegler et al. 2019, section 2.2).
+ADAPTIVE_LIMIT = 0.2
+
 
 def kl(log_probs: jax.Array, ref_log_probs: jax.Array, estimator: str = "k1") -> jax.Array:
     """Estimates KL(pi || pi_ref) at each token of a sample from pi.
@@ -41,13 +44,14 @@ def adaptive_beta(
 ) -> jax.Array:
     """The KL coefficient of the next update (Ziegler et al. 2019, section 2.2).
 
-    The error kl / target - 1 is clipped to +-0.2; the paper's K_beta is `batch / horizon`.
+    The error kl / target - 1 is clipped to +-0.2; the paper's K_beta is `batch / horizon`. What
+    comes out is positive where `horizon` is more than 0.2 * `batch`.
 
     Args:
       beta: a scalar. kl: a scalar, the mean over responses of the KL in nats summed over each.
       batch: the number of responses that `kl` is from. target: nats. horizon: in responses.
     """
-    error = jnp.clip(kl / target - 1, -0.2, 0.2)
+    error = jnp.clip(kl / target - 1, -ADAPTIVE_LIMIT, ADAPTIVE_LIMIT)
     return beta * (1 + error * batch / horizon)
 
 

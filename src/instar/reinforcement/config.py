@@ -9,7 +9,8 @@ from instar.errors import UserError
 class AdaptiveKlConfig:
     """A coefficient that holds the KL near `target` (Ziegler et al. 2019, section 2.2).
 
-    `target` is in nats, summed over a response; `horizon` is in responses.
+    `target` is in nats, summed over a response; `horizon` is in responses, and more than a fifth
+    of an iteration's. The coefficient stands still while the critic alone learns.
     """
 
     target: float = 6.0
@@ -112,6 +113,11 @@ class UpdateConfig:
                 raise UserError(f"update.{name} must be positive, not {value}")
         if self.adaptive_kl is not None and self.beta_decay is not None:
             raise UserError("update.adaptive_kl and update.beta_decay exclude each other")
+        if self.adaptive_kl is not None and self.beta == 0:
+            raise UserError(
+                "update.adaptive_kl multiplies update.beta, and 0 would stay 0: set update.beta to "
+                "a positive one, or leave update.adaptive_kl out"
+            )
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise UserError(f"update.dual_clip must be above 1, not {self.dual_clip}")
         if self.epochs < 1 or self.minibatch < 1:

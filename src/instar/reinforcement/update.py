@@ -147,7 +147,9 @@ def _next_beta(
     if config.adaptive_kl is not None:
         adaptive = config.adaptive_kl
         moved = adaptive_beta(beta, kl, count, adaptive.target, adaptive.horizon)
-        return jnp.where(jnp.isfinite(moved), moved, beta)
+        # A policy that has not learnt yet says nothing of what the coefficient does to it.
+        learning = step > config.critic_warmup
+        return jnp.where(learning & jnp.isfinite(moved), moved, beta)
     if config.beta_decay is not None:
         decay = config.beta_decay
         moved = decayed_beta(step, config.beta, decay.final, decay.iterations)

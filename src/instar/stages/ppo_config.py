@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from instar.errors import UserError
 from instar.evaluation.alarms import AlarmConfig
 from instar.evaluation.scorers import ScorerConfig
+from instar.objectives.rewards import ADAPTIVE_LIMIT
 from instar.reinforcement.config import UpdateConfig
 from instar.reinforcement.roles import RolesConfig
 from instar.stages.config import DataConfig, LanguageExecutionConfig, RunConfig
@@ -155,6 +156,13 @@ class PpoConfig(RunConfig):
         if minibatch % micro:
             raise UserError(
                 f"update.minibatch ({minibatch}) must be a multiple of batch.microbatch ({micro})"
+            )
+        adaptive = self.update.adaptive_kl
+        if adaptive is not None and adaptive.horizon <= ADAPTIVE_LIMIT * size:
+            raise UserError(
+                f"update.adaptive_kl.horizon ({adaptive.horizon:g}) is in responses and must be "
+                f"more than {ADAPTIVE_LIMIT:g} * batch.size ({ADAPTIVE_LIMIT * size:g}): one "
+                "iteration could make the coefficient negative"
             )
         if self.ptx is not None and self.ptx.rows % (minibatch // micro):
             raise UserError(
