@@ -394,6 +394,9 @@ def test_names_say_what_a_trial_sets():
     assert len(set(names)) == 6 and max(map(len, names)) <= 120
     with pytest.raises(UserError, match="trial a=1 is in the sweep twice"):
         name_trials([{"a": 1}, {"a": 1}])
+    # So is one whose name a digest sets apart.
+    with pytest.raises(UserError, match=f"trial {names[3]} is in the sweep twice"):
+        name_trials([*trials[2:4], trials[3]])
 
 
 def test_what_a_sweep_file_gives_becomes_plain(tmp_path):

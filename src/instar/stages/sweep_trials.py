@@ -141,11 +141,11 @@ def name_trials(trials: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [_name(trial, labels) for trial in trials]
     seen: dict[str, Mapping[str, Any]] = {}
     for index, (name, trial) in enumerate(zip(names, trials, strict=True)):
-        if name in seen and seen[name] == trial:
+        if name in seen and seen[name] != trial:  # they differ only in what a name leaves out
+            name = names[index] = f"{name}-{_digest(trial)}"
+        if name in seen:
             raise UserError(f"trial {name} is in the sweep twice")
-        if name in seen:  # values that differ only in what a name leaves out
-            names[index] = f"{name}-{_digest(trial)}"
-        seen.setdefault(name, trial)
+        seen[name] = trial
     return names
 
 
