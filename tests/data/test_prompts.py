@@ -45,6 +45,18 @@ def test_prompts_are_what_stands_before_the_assistant(tmp_path):
         PromptSet.open(path, ENCODER, 2, field="ppo.prompts")
 
 
+def test_a_prompt_of_no_tokens_is_broken(tmp_path):
+    """Nothing can go on from it; where something stands before it, it is a prompt like others."""
+    path = written(tmp_path / "a.jsonl", {"prompt": "the film"}, {"prompt": ""}, {"prompt": "good"})
+    bare = CompletionEncoder(TOKENIZER, ChatTemplate.named("plain"))
+    prompts = PromptSet.open(path, bare, P)
+    assert prompts.prompts == ["the film", "good"] and prompts.lengths.min() > 0
+    (skipped,) = prompts.skipped
+    assert skipped["position"] == 1 and skipped["reason"].startswith("prompt is empty")
+    begun = CompletionEncoder(TOKENIZER, ChatTemplate.named("plain"), begin=[TOKENIZER.bos_id])
+    assert PromptSet.open(path, begun, P).prompts == ["the film", "", "good"]
+
+
 def test_each_epoch_has_every_prompt_once_in_its_own_order(tmp_path):
     path = written(tmp_path / "a.jsonl", *({"prompt": f"film {i}"} for i in range(13)))
     prompts = PromptSet.open(path, ENCODER, P)

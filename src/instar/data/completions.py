@@ -61,9 +61,12 @@ class CompletionEncoder:
         """The ids up to where the assistant begins to speak.
 
         Raises:
-          UserError: the prompt is malformed, or the template refuses it.
+          UserError: the prompt is malformed, the template refuses it, or there are no ids.
         """
-        return self._encode(prompt, "")[0]
+        ids = self._encode(prompt, "")[0]
+        if not ids:
+            raise UserError("prompt is empty, and the chat template writes nothing before it")
+        return ids
 
     def whole(self, prompt: Prompt, completion: str) -> list[int]:
         """The ids of `prompt`, then those of what the assistant says, its end token the last.
