@@ -188,7 +188,7 @@ def test_what_is_left_out_is_counted(tmp_path):
 
 def test_files_of_another_kind_and_files_of_nothing_are_refused(tmp_path):
     path = write(tmp_path / "a.jsonl", *(ranking(number) for number in range(3)))
-    with pytest.raises(UserError, match=r"3 of 3 records are broken; .*record 0 .*chosen is miss"):
+    with pytest.raises(UserError, match=r"3 of 3 records are broken; .*record 1 .*chosen is miss"):
         opened(path, "pairs")
     with pytest.raises(UserError, match=r"nothing to compare .*too_long 9.*max_length"):
         opened(path, "rankings", max_length=2)

@@ -18,7 +18,7 @@ from instar.interchange.model import Model
 from instar.interchange.parameters import flatten
 from instar.schema import build
 from instar.stages import compare_models
-from instar.stages.compare import check, compare
+from instar.stages.compare import check, choose_prompts, compare
 from instar.stages.compare_config import ChecksConfig, CompareConfig
 
 PROMPTS = ("A fisherman", "his wife", "naïve", "hello world, by the sea")
@@ -186,6 +186,16 @@ def test_what_does_not_fit_is_said_before_anything_is_written(config, changes, m
     with pytest.raises(UserError, match=message):
         compare(dataclasses.replace(config, **changes), str(folder))
     assert not folder.exists()
+
+
+def test_prompts_that_are_left_out_are_told(config, tmp_path, capsys):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "his wife"}\n{"question": "why"}\n')
+    changed = dataclasses.replace(config, prompts=str(path))
+    assert choose_prompts(changed, compare_models.open_contenders(changed)) == ["his wife"]
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "prompts: 2 records, 1 prompt; left out: 1 record broken"
+    assert told[1].strip() == f"record 2 of {path} (prompt is missing)"
 
 
 def test_models_of_two_tokenizers_are_refused(config, tmp_path, monkeypatch):

@@ -315,3 +315,15 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         ppo(build(changed, PpoConfig), str(tmp_path / "run"))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_prompts_that_are_left_out_are_told(folder, settings, tmp_path, capsys):
+    lines = [{"prompt": "the film"}, {"prompt": "the " + "quiet " * 9}, {"question": "why"}]
+    (tmp_path / "some.jsonl").write_text("\n".join(map(json.dumps, lines * 2)))
+    prompts = settings["prompts"] | dict.fromkeys(("path", "held_out"), str(tmp_path / "some.jsonl"))
+    changes = {"prompts": prompts, "reward": {"scorer": {"function": "gone_scorers:f"}}}
+    with pytest.raises(UserError, match="gone_scorers cannot be imported"):
+        ppo(build(settings | changes, PpoConfig), str(tmp_path / "run"))
+    told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    counts = "6 records, 2 prompts; left out: 2 records broken, 2 texts too long"
+    assert told == [f"prompts.{name}: {counts}" for name in ("path", "held_out")]

@@ -22,9 +22,10 @@ from instar.models.reward_model import RewardModel
 from instar.objectives.preference import ranking_loss
 from instar.schema import build
 from instar.sharding.mesh import AXES, MeshConfig, make_mesh
-from instar.stages.reward import make_loss, read_params, reward
+from instar.stages.reward import make_evaluation, make_loss, read_params, reward
 from instar.stages.reward_batches import ComparisonBatches
 from instar.stages.reward_config import NormaliseConfig, RewardConfig
+from instar.stages.reward_normalise import demonstrations, sampler
 from instar.stages.run import make_layout
 from instar.training.batch import BatchConfig
 from instar.training.step import accumulate
@@ -191,6 +192,30 @@ def test_what_does_not_fit_is_refused(config, trained, tmp_path, changes, senten
     with pytest.raises(UserError, match=sentence):
         reward(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_left_out_of_its_files_is_told(config, trained, finished_run, tmp_path, capsys):
+    path = tmp_path / "some.jsonl"
+    rating = {"prompt": "t", "completion": " n", "rating": 1}
+    kept = [rating | {"completion": f" {word}", "rating": place} for place, word in enumerate("no")]
+    broken = [{"prompt": "t"}, {"prompt": ["t"]}]
+    lines = [*kept, *broken, rating | {"prompt": "a e i o " * 9}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    data, sets = dataclasses.replace(config.data, path=str(path)), {"some": str(path)}
+    evaluation = dataclasses.replace(config.evaluation, sets=sets)
+    changed = dataclasses.replace(config, data=data, evaluation=evaluation, batch=BatchConfig(3))
+    with pytest.raises(UserError, match=r"batch\.microbatch"):
+        reward(changed, str(tmp_path / "run"))
+    assert "left out: 2 records broken, 1 text too long" in (told := capsys.readouterr().err)
+    assert told.startswith("data: 5 records") and f"record 3 of {path} (completion is" in told
+    encoder, mesh = load(trained).encoder, make_mesh(MeshConfig(), jax.devices()[:1])
+    make_evaluation(changed, encoder, None)
+    assert "evaluation.sets.some: 5 records, 2 texts; left out: 2" in capsys.readouterr().err
+    normalise = NormaliseConfig("demonstrations", str(path))
+    demonstrations(normalise, encoder, 16)
+    assert "normalise.path: 5 records, 2 texts; left out: 2" in capsys.readouterr().err
+    sampler(normalise, open_model(finished_run), encoder, mesh, 16, 0)
+    assert "normalise.path: 5 records, 3 prompts; left out: 1" in capsys.readouterr().err
 
 
 def test_a_reward_model_is_no_language_model(trained, tmp_path):

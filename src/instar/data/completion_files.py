@@ -61,15 +61,19 @@ def read_json_lines(
             except UserError as error:
                 skipped.append({"file": str(file), "position": position, "reason": str(error)})
     if len(skipped) > len(items):
-        first = skipped[0]
         raise UserError(
             f"{field} {path}: {len(skipped)} of {len(items) + len(skipped)} records are broken; "
-            f"the first is record {first['position']} of {first['file']} ({first['reason']}): "
-            "check that the file is of the kind that the config says"
+            f"the first is {in_words(skipped[0])}: check that the file is of the kind that the "
+            "config says"
         )
     if not items:
         raise UserError(f"{field} {path} has no record: name another file")
     return Records(items, skipped, _digest([encoder.digest, *map(file_digest, files)]))
+
+
+def in_words(skipped: Mapping[str, Any]) -> str:
+    """Which record is broken and why; it is counted from 1, as the lines of a file are."""
+    return f"record {skipped['position'] + 1} of {skipped['file']} ({skipped['reason']})"
 
 
 def joined(first: Records[T], second: Records[T], items: list[T]) -> Records[T]:

@@ -25,6 +25,7 @@ from instar.stages.compare_models import (
     answer,
     open_contenders,
 )
+from instar.stages.left_out import tell_left_out
 from instar.training.hardware import describe_hardware
 from instar.workdir import claim, write_json
 
@@ -98,6 +99,7 @@ def choose_prompts(config: CompareConfig, contenders: Mapping[str, Contender]) -
     read = PromptSet.open(
         config.prompts, contenders[config.baseline].encoder, config.max_prompt_length
     )
+    tell_left_out("prompts", read.facts, read.skipped)
     chosen = read.batch(config.seed, 0, min(config.count, len(read)))
     prompts = [read.prompts[index] for index in chosen]
     needed = longest_prompt(contenders, prompts) + config.max_new_tokens

@@ -26,6 +26,7 @@ from instar.reinforcement.update import make_improve
 from instar.sharding import rules
 from instar.sharding.mesh import make_mesh
 from instar.sharding.processes import join_processes
+from instar.stages.left_out import tell_left_out
 from instar.stages.ppo_config import PpoConfig
 from instar.stages.ppo_iteration import HeldOut, Iteration, Player
 from instar.stages.ppo_roles import (
@@ -68,10 +69,8 @@ def ppo(config: PpoConfig, workdir: str) -> TrainState:
     card = make_card(config, roles.parent)
     encoder = encoder_of(card)
     networks = make_networks(config, roles, card, encoder, mesh)
-    prompts = PromptSet.open(
-        config.prompts.path, encoder, config.prompts.max_length, "prompts.path"
-    )
-    held_out = open_held_out(config, encoder)
+    prompts = open_prompts(config, encoder, "path")
+    held_out = open_prompts(config, encoder, "held_out")
     example = prompts.prompts[0]
     scorer = open_scorer(config.reward.scorer, example) if config.reward.scorer else None
     gold = {name: open_scorer(each, example) for name, each in config.gold.items()}
@@ -127,12 +126,14 @@ def ppo(config: PpoConfig, workdir: str) -> TrainState:
 # --- Its parts ----------------------------------------------------------------------------------
 
 
-def open_held_out(config: PpoConfig, encoder: CompletionEncoder) -> PromptSet | None:
-    """The prompts on which policy and reference are compared."""
-    settings = config.prompts
-    if settings.held_out is None:
+def open_prompts(config: PpoConfig, encoder: CompletionEncoder, name: str) -> PromptSet | None:
+    """The prompts that a field of `config.prompts` names; None where it names none."""
+    path, field = getattr(config.prompts, name), f"prompts.{name}"
+    if path is None:
         return None
-    return PromptSet.open(settings.held_out, encoder, settings.max_length, "prompts.held_out")
+    prompts = PromptSet.open(path, encoder, config.prompts.max_length, field)
+    tell_left_out(field, prompts.facts, prompts.skipped)
+    return prompts
 
 
 def open_pretraining(

@@ -30,6 +30,7 @@ from instar.objectives.preference import ranking_loss
 from instar.sharding import rules
 from instar.sharding.mesh import make_mesh
 from instar.sharding.processes import join_processes
+from instar.stages.left_out import tell_left_out
 from instar.stages.prefix import check_template
 from instar.stages.reward_batches import ComparisonBatches
 from instar.stages.reward_config import RewardConfig
@@ -69,6 +70,7 @@ def reward(config: RewardConfig, workdir: str) -> TrainState:
 
     # What is compared, and what is trained.
     comparisons = Comparisons.open(config.data, encoder)
+    tell_left_out("data", comparisons.facts, comparisons.skipped)
     config = dataclasses.replace(config, steps=count_steps(config, len(comparisons)))
     model = RewardModel(card.spec, card.members, make_execution(config, mesh))
     check_sizes(config, model, encoder, mesh)
@@ -258,6 +260,8 @@ def make_evaluation(
         name: RatedTexts.open(path, encoder, length, config.data.group, f"evaluation.sets.{name}")
         for name, path in settings.sets.items()
     }
+    for name, rated in sets.items():
+        tell_left_out(f"evaluation.sets.{name}", rated.facts, rated.skipped)
     return RewardEvaluation(sets, scores, limit=settings.limit, final=settings.texts)
 
 

@@ -20,6 +20,7 @@ from instar.models.language_model import LanguageModel
 from instar.models.reward_model import RewardModel
 from instar.models.transformer import Execution
 from instar.sharding.execution import on_mesh
+from instar.stages.left_out import tell_left_out
 from instar.stages.prefix import check_template
 from instar.stages.reward_config import NormaliseConfig
 from instar.training.state import TrainState
@@ -82,13 +83,20 @@ def demonstrations(
             raise UserError("messages must end with the assistant's")
         return encoder.whole(messages[:-1], required(messages[-1], "content"))
 
-    read = read_json_lines(config.path, "normalise.path", encoder, parse).items
-    fitting = [ids for ids in read if len(ids) <= max_positions]
+    read = read_json_lines(config.path, "normalise.path", encoder, parse)
+    fitting = [ids for ids in read.items if len(ids) <= max_positions]
     if not fitting:
         raise UserError(
-            f"normalise.path {config.path}: none of its {len(read)} texts fits into the "
+            f"normalise.path {config.path}: none of its {len(read.items)} texts fits into the "
             f"{max_positions} positions of the model"
         )
+    facts = {
+        "records": len(read.items) + len(read.skipped),
+        "skipped": len(read.skipped),
+        "too_long": len(read.items) - len(fitting),
+        "texts": len(fitting),
+    }
+    tell_left_out("normalise.path", facts, read.skipped)
     return spread(fitting, config.count)
 
 
@@ -116,6 +124,7 @@ def sampler(
     check_template(policy.card.spec, known, encoder.template, "normalise.policy")
     room = min(policy.card.spec.max_positions, max_positions)
     prompts = PromptSet.open(config.path, encoder, room - 1, "normalise.path")
+    tell_left_out("normalise.path", prompts.facts, prompts.skipped)
 
     def texts() -> Sequence[Sequence[int]]:
         execution = on_mesh(mesh, Execution())
