@@ -160,7 +160,7 @@ def test_lines_do_not_depend_on_the_chunks(chunks):
 def test_the_digest_is_of_the_stored_bytes(tmp_path):
     (tmp_path / "x.gz").write_bytes(gzip.compress(b"text" * 1000))
     expected = hashlib.sha256((tmp_path / "x.gz").read_bytes()).hexdigest()
-    assert file_digest(tmp_path / "x.gz") == expected
+    assert file_digest(tmp_path / "x.gz", "field") == expected
 
 
 # ---------------------------------------------------------------------------------------------
@@ -454,6 +454,6 @@ def test_s3(bucket, tmp_path):
     assert texts_of(read(source("jsonl", "s3://shelf/lines/*.jsonl"))) == ["last"]
     assert texts_of(read(source("parquet", "s3://shelf/table/x.parquet"), 3)) == TEXTS[3:]
     digest = hashlib.sha256(files["table/x.parquet"]).hexdigest()
-    assert file_digest("s3://shelf/table/x.parquet") == digest
+    assert file_digest("s3://shelf/table/x.parquet", "field") == digest
     with pytest.raises(UserError, match="there is no file at s3://shelf/absent"):
         source_files(source("jsonl", "s3://shelf/absent"))

@@ -1,5 +1,6 @@
 """The judges of sentiment, and the ridge regression behind one of them."""
 
+import gzip
 import json
 import sys
 
@@ -112,23 +113,35 @@ def test_the_judge_is_fitted_once_for_each_content_of_its_file(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: line 2 is not JSON"),
-        ('{"prompt": "a", "completion": "b"}', "line 2: rating is missing"),
+        ("{", "record 2: line 5 is not JSON"),
+        ('{"prompt": "a", "completion": "b"}', "record 2: rating is missing"),
         ('{"prompt": "a", "completion": "b", "rating": "good"}', "rating must be a number"),
         ('{"prompt": "a", "completion": 3, "rating": 1}', "completion must be a text"),
-        ('{"prompt": [], "completion": "b", "rating": 1}', "line 2: prompt"),
+        ('{"prompt": [], "completion": "b", "rating": 1}', "record 2: prompt"),
     ],
 )
 def test_a_broken_rating_is_named(tmp_path, line, message):
     path = tmp_path / "ratings.jsonl"
-    path.write_text('{"prompt": "a", "completion": "b", "rating": 1}\n' + line + "\n")
+    # Blank lines are no records.
+    path.write_text('{"prompt": "a", "completion": "b", "rating": 1}\n\n\n\n' + line + "\n")
     with pytest.raises(UserError, match=message):
         read_ratings(path)
 
 
-def test_what_cannot_be_fitted_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"lost.jsonl"):
-        judges.bag_of_words(["a"], ["b"], ratings=str(tmp_path / "lost.jsonl"))
+def test_a_file_that_cannot_be_read_is_named_with_its_argument(tmp_path):
+    ratings, damaged = write(tmp_path / "ratings.jsonl", *draw(8, 20)), tmp_path / "half.jsonl.gz"
+    damaged.write_bytes(gzip.compress(b"x" * 99)[:-9])
+    for argument, others in (("ratings", {}), ("extra", {"ratings": ratings})):
+        for path, message in (
+            (tmp_path / "lost.jsonl", f"lost.jsonl does not exist: check {argument}$"),
+            (tmp_path, f"is a folder: name a file of it in {argument}$"),
+            (damaged, rf"{argument} .*half\.jsonl\.gz: the file ends in the middle; name one"),
+        ):
+            with pytest.raises(UserError, match=message):
+                judges.bag_of_words(["a"], ["b"], **{argument: str(path)}, **others)
+
+
+def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(UserError, match="at least 10 ratings, not 3"):
         BagOfWords.fit(["a", "b", "c"], np.zeros(3))
     with pytest.raises(UserError, match="no bag of words"):

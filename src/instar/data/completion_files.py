@@ -68,7 +68,8 @@ def read_json_lines(
         )
     if not items:
         raise UserError(f"{field} {path} has no record: name another file")
-    return Records(items, skipped, _digest([encoder.digest, *map(file_digest, files)]))
+    digests = [file_digest(file, field) for file in files]
+    return Records(items, skipped, _digest([encoder.digest, *digests]))
 
 
 def in_words(skipped: Mapping[str, Any]) -> str:

@@ -93,7 +93,7 @@ def demonstration(options: DemonstrationOptions) -> dict:
     }
     facts = {
         "seed": options.seed,
-        "archive": file_digest(options.ratings),
+        "archive": file_digest(options.ratings, "--ratings"),
         "near_duplicates": {"words": SHINGLE, "share": SHARE},
         **facts,
         "imdb_sentences": len(more),

@@ -72,7 +72,7 @@ class SourceWriter:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         progress = self._folder / "progress.json"
-        digests = {str(file): file_digest(file) for file in self._files}
+        digests = {str(file): file_digest(file, "sources.path") for file in self._files}
         cursor = _Cursor()
         if progress.exists():
             saved = read_json(progress)
@@ -222,8 +222,8 @@ class SourceWriter:
                 for name, digest in digests.items()
             ],
             "shards": {
-                f"tokens-{n}.array_record": file_digest(self._folder / f"tokens-{n}.array_record")
-                for n in names
+                name: file_digest(self._folder / name, "--workdir")
+                for name in (f"tokens-{n}.array_record" for n in names)
             },
         }
 

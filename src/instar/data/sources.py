@@ -110,7 +110,7 @@ def source_files(config: SourceConfig) -> list[epath.Path]:
     if config.kind == "demonstration":
         return [_demonstration_file()]
     path = epath.Path(config.path)
-    with explained(path):
+    with explained(path, "sources.path"):
         files = _matching_files(path, _SUFFIXES[config.kind])
     if not files:
         endings = ", ".join(f"*{suffix}" for suffix in _SUFFIXES[config.kind])
@@ -129,7 +129,7 @@ def read_records(config: SourceConfig, file: epath.PathLike, start: int = 0) -> 
     """
     name, position = str(file), start
     field = None if config.dialogue else config.field
-    with explained(file):
+    with explained(file, "sources.path"):
         try:
             for value in READERS[config.kind](epath.Path(file), field, start):
                 if config.dialogue:

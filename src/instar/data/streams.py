@@ -80,8 +80,12 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def explained(path: epath.PathLike) -> Iterator[None]:
-    """Turns what can go wrong on the way to a file into one sentence."""
+def explained(path: epath.PathLike, field: str) -> Iterator[None]:
+    """Turns what can go wrong on the way to a file into one sentence.
+
+    Args:
+      field: what the sentence calls the setting that names the file.
+    """
     try:
         yield
     except ImportError as error:
@@ -90,19 +94,24 @@ def explained(path: epath.PathLike) -> Iterator[None]:
             'extra "cloud"'
         ) from error
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: check sources.path") from error
+        raise UserError(f"{path} does not exist: check {field}") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder: name a file of it in {field}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): check its permissions") from error
 
 
-def file_digest(path: epath.PathLike) -> str:
+def file_digest(path: epath.PathLike, field: str) -> str:
     """Returns the SHA-256 of a file's bytes as they are stored, in hexadecimal.
+
+    Args:
+      field: what errors call the setting that names the file.
 
     Raises:
       UserError: it cannot be read.
     """
     digest = hashlib.sha256()
-    with explained(path), epath.Path(path).open("rb") as stream:
+    with explained(path, field), epath.Path(path).open("rb") as stream:
         for chunk in iter(partial(stream.read, _CHUNK), b""):
             digest.update(chunk)
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from instar.data.completion_files import finite, required
 from instar.data.completions import Prompt, prompt_messages
 from instar.data.formats import READERS, Broken
 from instar.data.preferences import on_scale_of
-from instar.data.streams import DamagedFile
+from instar.data.streams import DamagedFile, explained
 from instar.errors import UserError
 
 # What the cross-validation chooses from: the penalty, and how much an extra text counts.
@@ -33,28 +33,41 @@ def text_of(prompt: Prompt, completion: str, whole: bool = True) -> str:
     return prompt_messages(prompt)[-1]["content"] + completion if whole else completion
 
 
-def read_ratings(path: epath.PathLike, whole: bool = True) -> tuple[list[str], np.ndarray]:
+def read_ratings(
+    path: epath.PathLike, whole: bool = True, field: str = "ratings"
+) -> tuple[list[str], np.ndarray]:
     """The texts, see `text_of`, and ratings, float64 [N], of a JSON lines file of ratings.
 
+    Args:
+      field: what errors call the setting that names the file.
+
     Raises:
-      UserError: the file cannot be read, or a line is no rating.
+      UserError: the file cannot be read, or a record is no rating.
     """
     texts, ratings = [], []
     try:
-        for number, record in enumerate(READERS["jsonl"](epath.Path(path), None, 0), 1):
-            try:
-                if isinstance(record, Broken):
-                    raise UserError(record.reason)
-                prompt, completion = required(record, "prompt"), required(record, "completion")
-                if not isinstance(completion, str):
-                    raise UserError(f"completion must be a text, not {type(completion).__name__}")
-                texts.append(text_of(prompt, completion, whole))
-                ratings.append(finite(required(record, "rating"), "rating"))
-            except UserError as error:
-                raise UserError(f"ratings {path}, line {number}: {error}; correct it") from None
-    except (OSError, DamagedFile) as error:
-        raise UserError(f"ratings {path} cannot be read ({error})") from None
+        with explained(path, field):
+            for number, record in enumerate(READERS["jsonl"](epath.Path(path), None, 0), 1):
+                try:
+                    text, rating = _rated(record, whole)
+                except UserError as error:
+                    raise UserError(
+                        f"{field} {path}, record {number}: {error}; correct it"
+                    ) from None
+                texts.append(text)
+                ratings.append(rating)
+    except DamagedFile as error:
+        raise UserError(f"{field} {path}: {error}; name one that is whole") from None
     return texts, np.asarray(ratings, np.float64)
+
+
+def _rated(record: Any, whole: bool) -> tuple[str, float]:
+    if isinstance(record, Broken):
+        raise UserError(record.reason)
+    prompt, completion = required(record, "prompt"), required(record, "completion")
+    if not isinstance(completion, str):
+        raise UserError(f"completion must be a text, not {type(completion).__name__}")
+    return text_of(prompt, completion, whole), finite(required(record, "rating"), "rating")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def bag_of_words(
     Raises:
       UserError: scikit-learn is missing, or a file cannot be read or has too few ratings.
     """
-    files = tuple((path, file_digest(path)) for path in (ratings, extra) if path)
+    given = {"ratings": ratings, "extra": extra}
+    files = tuple((path, name, file_digest(path, name)) for name, path in given.items() if path)
     model = _fitted(files, whole)
     return model.score([text_of(*pair, whole) for pair in zip(prompts, completions, strict=True)])
 
@@ -70,7 +71,7 @@ def _vader_analyzer() -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _fitted(files: tuple[tuple[str, str], ...], whole: bool) -> BagOfWords:
-    """The model of (path, digest) of the ratings and perhaps of the extra ones."""
-    (texts, ratings), *extra = (read_ratings(path, whole) for path, _ in files)
+def _fitted(files: tuple[tuple[str, str, str], ...], whole: bool) -> BagOfWords:
+    """The model of (path, argument, digest) of the ratings and perhaps of the extra ones."""
+    (texts, ratings), *extra = (read_ratings(path, whole, name) for path, name, _ in files)
     return BagOfWords.fit(texts, ratings, extra=extra[0] if extra else None)
