@@ -1,8 +1,9 @@
 """The folder of a run or of a prepared data set: whose it is, and what it says about itself."""
 
 import json
+import math
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -29,10 +30,22 @@ def read_json(path: epath.Path) -> Any:
 
 
 def write_json(path: epath.Path, value: Any) -> None:
-    """Writes a JSON file by way of a rename, so that it is never seen half-written."""
+    """Writes a JSON file by way of a rename, so that it is never seen half-written.
+
+    Numbers that are not finite become null.
+    """
     partial = path.parent / f"{path.name}.partial"
-    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.write_text(json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
     partial.replace(path)
+
+
+def finite(value: Any, instead: Callable[[float], Any] = lambda number: None) -> Any:
+    """`value` with what `instead` makes of the numbers that JSON has no name for: NaN, infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return instead(value)
+    if isinstance(value, Mapping):
+        return {key: finite(item, instead) for key, item in value.items()}
+    return [finite(item, instead) for item in value] if isinstance(value, list | tuple) else value
 
 
 def claim(workdir: epath.Path, config: Any) -> None:

@@ -24,6 +24,11 @@ def perplexity(value: float) -> str:
     return f"{value:.2f}" if not value >= 1000 else f"{value:,.0f}"
 
 
+def number(value: float | None, form: str = ".3f") -> str:
+    """0.123, or as `form` says; a dash for null, which a file has for what is no finite number."""
+    return "–" if value is None else format(value, form)
+
+
 def quantity(value: float, unit: str = "") -> str:
     """16.4 M, 211 GFLOP/s, 950."""
     for size, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):

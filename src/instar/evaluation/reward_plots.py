@@ -66,8 +66,9 @@ def accuracy_plot(sets: Mapping[str, Mapping[str, Any]]) -> str:
     figure, axes = _axes(WIDE)
     places = np.arange(len(sets))
     found = list(sets.values())
-    values = np.asarray([each["accuracy"]["value"] for each in found])
-    ends = np.asarray([[each["accuracy"][end] for each in found] for end in ("low", "high")])
+    # Of a set without pairs they are null, here NaN, and nothing is drawn.
+    values = np.asarray([each["accuracy"]["value"] for each in found], float)
+    ends = np.asarray([[each["accuracy"][end] for each in found] for end in ("low", "high")], float)
     axes.bar(places, values - 0.4, bottom=0.4, width=0.5, color=COLOURS["train"], alpha=0.85)
     axes.errorbar(
         places,

@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from instar.evaluation import plots, run_facts
-from instar.evaluation.report_words import Fact
+from instar.evaluation.report_words import Fact, number
 from instar.evaluation.reward_plots import drawn, training_accuracy_plot
 from instar.evaluation.run_files import Run
 
@@ -29,8 +29,8 @@ def summary(run: Run) -> list[Fact | None]:
         *(
             Fact(
                 f"Accuracy on {name}",
-                f"{found['accuracy']['value']:.3f}",
-                f"{found['accuracy']['low']:.3f} to {found['accuracy']['high']:.3f}",
+                number(found["accuracy"]["value"]),
+                _ends(found["accuracy"]),
             )
             for name, found in _sets(run).items()
         ),
@@ -70,7 +70,7 @@ def key_sections(run: Run) -> list[Markup]:
 
 def key_result(run: Run) -> str:
     """What the run came to, in a few words."""
-    parts = (f"{name} {found['accuracy']['value']:.3f}" for name, found in _sets(run).items())
+    parts = (f"{name} {number(found['accuracy']['value'])}" for name, found in _sets(run).items())
     if found := ", ".join(parts):
         return f"accuracy in pairs: {found}"
     trained = run.series("accuracy").finite.values
@@ -110,17 +110,17 @@ def _row(name: str, found: Mapping[str, Any]) -> Markup:
     cells = (
         name,
         f"{found['texts']:,}",
-        f"{accuracy['value']:.3f}",
-        f"{accuracy['low']:.3f} to {accuracy['high']:.3f}",
-        ", ".join(f"{value:.3f}" for value in found["members"]),
-        _number(found["disagreement"]),
-        _number(found["calibration"]["error"]),
-        *(_number(found[key]) for key in ("baseline", "person", "alpha")),
+        number(accuracy["value"]),
+        _ends(accuracy),
+        ", ".join(map(number, found["members"])),
+        number(found["disagreement"]),
+        number(found["calibration"]["error"]),
+        *(number(found[key]) for key in ("baseline", "person", "alpha")),
     )
     return Markup("<tr>{}</tr>").format(
         Markup("").join(Markup("<td>{}</td>").format(cell) for cell in cells)
     )
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _ends(interval: Mapping[str, float | None]) -> str:
+    return f"{number(interval['low'])} to {number(interval['high'])}"

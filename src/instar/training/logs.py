@@ -6,7 +6,6 @@ and "-inf", which Python's `float` turns back.
 
 import contextlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from instar.errors import RunError
+from instar.workdir import finite
 
 
 def read_records(path: epath.Path) -> list[dict[str, Any]]:
@@ -89,18 +89,9 @@ def open_log(path: epath.Path, resume_step: int) -> AppendLog | RewriteLog:
 
 
 def _encode(record: Mapping[str, Any]) -> str:
-    text = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(record, instead=str), ensure_ascii=False, allow_nan=False)
     # Half a surrogate pair, which UTF-8 refuses, becomes its JSON escape.
     return text.encode("utf-8", "backslashreplace").decode() + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """`value` with the numbers that JSON cannot hold as "nan", "inf" and "-inf"."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _records(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
