@@ -18,7 +18,7 @@ from instar.interchange.model import Model
 from instar.interchange.parameters import flatten
 from instar.schema import build
 from instar.stages import compare_models
-from instar.stages.compare import check, choose_prompts, compare
+from instar.stages.compare import check, choose_prompts, compare, table
 from instar.stages.compare_config import ChecksConfig, CompareConfig
 
 PROMPTS = ("A fisherman", "his wife", "naïve", "hello world, by the sea")
@@ -128,6 +128,27 @@ def test_there_is_a_report_and_the_config(compared):
     assert "Side by side" in (folder / "report.html").read_text()
     assert json.loads((folder / "config.json").read_text())["candidate"] == "late"
     assert set(found["checks"]) == {"gap/letters", "kl", "distinct_2", "perplexity"}
+
+
+def test_the_table_has_the_wins_of_every_model_but_the_baseline():
+    """Of one that is earlier than the baseline too: its wins are the baseline's losses."""
+    interval = {"value": 0.25, "low": 0.125, "high": 0.5}
+    model = {
+        "judges": {"letters": interval},
+        **{"kl": interval, "perplexity": 9.0, "distinct_1": 0.5, "distinct_2": 0.5},
+        **{"self_bleu": 0.5, "ended": 1.0, "length": 4.0},
+    }
+    won = {"judge": "letters", **interval}
+    pairs = [("sft", "base"), ("ppo", "base"), ("ppo", "sft")]
+    found = {
+        "models": dict.fromkeys(("base", "sft", "ppo"), model),
+        "wins": [won | {"model": later, "against": earlier} for later, earlier in pairs],
+        "baseline": "sft",
+    }
+    shown = table(found)
+    rows = zip(*(list(column.cells) for column in shown.columns), strict=True)
+    wins = next(row for row in rows if row[0] == "wins, letters")
+    assert wins[1:] == ("0.750 (0.500, 0.875)", "", "0.250 (0.125, 0.500)")
 
 
 def test_checks_hold_at_their_limits_and_not_beyond():

@@ -1,5 +1,6 @@
 """The reports of PPO and reward runs, comparisons and chains: what their files say is seen."""
 
+import html
 import html.parser
 import json
 import math
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from instar.errors import UserError
+from instar.evaluation import compare_report
 from instar.evaluation import report as reports
 from instar.evaluation.alarms import AlarmConfig, Alarms
 from instar.evaluation.report import ReportOptions, write_report
@@ -187,6 +189,20 @@ def test_a_comparison_says_who_wins_and_what_holds(tmp_path: Path):
     assert re.findall(r"<td>(overlap|are apart)</td>", page.source) == ["overlap", "are apart"]
     assert " is <b>great</b>" in page.text and "user: the film" in page.text
     assert page.text.count("vader +0.62") == 1, "more samples than were asked for"
+
+
+def test_what_is_null_in_a_comparison_is_a_dash(tmp_path: Path):
+    """A perplexity that is beyond float64, and what is computed with it."""
+    folder = write_compare(tmp_path / "compare")
+    found = json.loads((folder / "compare.json").read_text())
+    found["models"]["ppo"] |= {"perplexity": None, "kl": dict.fromkeys(("value", "low", "high"))}
+    found["checks"]["perplexity"] = {"value": None, "limit": 1.2, "holds": False}
+    write_json(folder / "compare.json", found)
+    page = Page(write_report(folder))
+    assert "<td>–<small>– to –</small></td><td>–</td>" in page.source
+    assert re.search(r"multiple of the baseline's</td><td>–</td>", html.unescape(page.source))
+    shown = {fact.label: fact.value for fact in compare_report.facts(found)}
+    assert (shown["KL"], shown["Perplexity"], shown["Distinct-2"]) == ("–", "–", "0.900")
 
 
 @pytest.fixture

@@ -50,8 +50,7 @@ def test_each_reason_has_its_words(tmp_path, capsys):
     (line,) = told(tmp_path / "a.jsonl", lines, "rankings", capsys)
     assert line.startswith("data: 4 records, 1 group, 2 completions, ")
     assert line.endswith(
-        "left out: 2 texts too long, 2 groups of fewer than two texts, "
-        "1 group of nothing but ties"
+        "left out: 2 texts too long, 2 groups of fewer than two texts, 1 group of nothing but ties"
     )
 
 

@@ -320,7 +320,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 def test_prompts_that_are_left_out_are_told(folder, settings, tmp_path, capsys):
     lines = [{"prompt": "the film"}, {"prompt": "the " + "quiet " * 9}, {"question": "why"}]
     (tmp_path / "some.jsonl").write_text("\n".join(map(json.dumps, lines * 2)))
-    prompts = settings["prompts"] | dict.fromkeys(("path", "held_out"), str(tmp_path / "some.jsonl"))
+    prompts = settings["prompts"] | dict.fromkeys(
+        ("path", "held_out"), str(tmp_path / "some.jsonl")
+    )
     changes = {"prompts": prompts, "reward": {"scorer": {"function": "gone_scorers:f"}}}
     with pytest.raises(UserError, match="gone_scorers cannot be imported"):
         ppo(build(settings | changes, PpoConfig), str(tmp_path / "run"))

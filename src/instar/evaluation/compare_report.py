@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from instar.evaluation.compare_plots import judge_plot, wins_plot
 from instar.evaluation.report_page import figures_of, fill
-from instar.evaluation.report_words import Fact, date, prompt_text, rows
+from instar.evaluation.report_words import Fact, date, number, prompt_text, rows
 from instar.evaluation.run_facts import hardware_in_words
 from instar.evaluation.run_files import SAMPLES, read_optional
 from instar.training.logs import read_records
@@ -60,7 +60,8 @@ def section(folder: epath.Path, found: Mapping[str, Any], prefix: str = "") -> M
     drawn = [judge_plot(judge, _by_judge(found, judge), candidate) for judge in _judges(found)]
     figures = [(svg, False) for svg in drawn]
     broad = len(drawn) % 2 == 0
-    figures.append((wins_plot(_wins(found), found["baseline"], candidate, broad), broad))
+    wins = wins_against_baseline(found)
+    figures.append((wins_plot(wins, found["baseline"], candidate, broad), broad))
     return fill(
         "compare.html.jinja",
         found=found,
@@ -68,7 +69,7 @@ def section(folder: epath.Path, found: Mapping[str, Any], prefix: str = "") -> M
         figures=figures_of(figures, prefix),
         head=_head(found),
         models=[_row(name, each) for name, each in found["models"].items()],
-        wins=_wins(found),
+        wins=wins,
         names=list(found["models"]),
         samples=list(_samples(folder, found)),
     )
@@ -77,7 +78,7 @@ def section(folder: epath.Path, found: Mapping[str, Any], prefix: str = "") -> M
 def key_result(found: Mapping[str, Any]) -> str:
     """What the comparison came to, in a few words."""
     checks = found["checks"].values()
-    wins = [each for each in _wins(found) if each["model"] == found["candidate"]]
+    wins = [each for each in wins_against_baseline(found) if each["model"] == found["candidate"]]
     beaten = ", ".join(f"{each['value']:.0%} by {each['judge']}" for each in wins)
     held = f"{sum(each['holds'] for each in checks)} of {len(checks)} checks hold"
     return f"{held}; {found['candidate']} beats {found['baseline']} in {beaten}"
@@ -91,17 +92,17 @@ def facts(found: Mapping[str, Any]) -> list[Fact]:
         note = f"{interval['low']:.3f} to {interval['high']:.3f}"
         against = f"{found['baseline']} {other['judges'][judge]['value']:.3f}"
         shown.append(Fact(f"Score by {judge}", f"{interval['value']:.3f}", f"{note}; {against}"))
-    for each in _wins(found):
+    for each in wins_against_baseline(found):
         if each["model"] == found["candidate"]:
             note = f"{each['low']:.0%} to {each['high']:.0%}, against {found['baseline']}"
             shown.append(Fact(f"Wins by {each['judge']}", f"{each['value']:.0%}", note))
-    shown.append(Fact("KL", f"{own['kl']['value']:.2f}", f"nats, from {found['reference']}"))
+    shown.append(Fact("KL", number(own["kl"]["value"], ".2f"), f"nats, from {found['reference']}"))
     for key, label, form in (
-        ("perplexity", "Perplexity", "{:.1f}"),
-        ("distinct_2", "Distinct-2", "{:.3f}"),
+        ("perplexity", "Perplexity", ".1f"),
+        ("distinct_2", "Distinct-2", ".3f"),
     ):
-        note = f"{found['baseline']} {form.format(other[key])}"
-        shown.append(Fact(label, form.format(own[key]), note))
+        note = f"{found['baseline']} {number(other[key], form)}"
+        shown.append(Fact(label, number(own[key], form), note))
     return shown
 
 
@@ -113,8 +114,8 @@ def _by_judge(found: Mapping[str, Any], judge: str) -> dict[str, Mapping[str, fl
     return {name: each["judges"][judge] for name, each in found["models"].items()}
 
 
-def _wins(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Those against the baseline; of a model that is earlier than it, turned around."""
+def wins_against_baseline(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The `wins` against the baseline; of a model that is earlier than it, turned around."""
     shown = []
     for each in found["wins"]:
         if each["against"] == found["baseline"]:
@@ -131,7 +132,7 @@ def _checks(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         rising = kind in ("gap", "distinct_2")
         yield {
             "words": _CHECKS[kind].format(judge),
-            "value": f"{verdict['value']:+.3f}" if kind == "gap" else f"{verdict['value']:.3f}",
+            "value": number(verdict["value"], "+.3f" if kind == "gap" else ".3f"),
             "limit": f"{'>' if kind == 'gap' else '≥' if rising else '≤'} {verdict['limit']:g}",
             "holds": verdict["holds"],
         }
@@ -159,8 +160,8 @@ def _row(name: str, each: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (name, ""),
         *intervals,
-        (f"{kl['value']:.2f}", f"{kl['low']:.2f} to {kl['high']:.2f}"),
-        (f"{each['perplexity']:.1f}", ""),
+        (number(kl["value"], ".2f"), f"{number(kl['low'], '.2f')} to {number(kl['high'], '.2f')}"),
+        (number(each["perplexity"], ".1f"), ""),
         *((f"{each[key]:.3f}", "") for key in ("distinct_1", "distinct_2", "self_bleu")),
         (f"{each['ended']:.0%}", ""),
         (f"{each['length']:.1f}", ""),

@@ -15,6 +15,7 @@ from rich.table import Table
 from instar.data.prompts import PromptSet
 from instar.errors import UserError
 from instar.evaluation import comparison
+from instar.evaluation.compare_report import wins_against_baseline
 from instar.evaluation.report import write_report
 from instar.evaluation.scorers import open_scorer
 from instar.stages.compare_config import ChecksConfig, CompareConfig
@@ -227,12 +228,9 @@ def table(found: Mapping[str, Any]) -> Table:
 
     for judge in models[0]["judges"]:
         shown.add_row(judge, *(interval(each["judges"][judge]) for each in models))
+    against = wins_against_baseline(found)
     for judge in models[0]["judges"]:
-        wins = {
-            each["model"]: interval(each)
-            for each in found["wins"]
-            if each["judge"] == judge and each["against"] == found["baseline"]
-        }
+        wins = {each["model"]: interval(each) for each in against if each["judge"] == judge}
         shown.add_row(f"wins, {judge}", *(wins.get(name, "") for name in found["models"]))
     shown.add_row("KL, nats", *(interval(each["kl"]) for each in models))
     for label, key, form in (

@@ -22,7 +22,7 @@ _SHOWN = 3
 def tell_left_out(
     field: str, facts: Mapping[str, int], skipped: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Says on stderr how much was left out, and which records are broken; nothing where all is well.
+    """Says on stderr how much was left out, and which records are broken; nothing if all is well.
 
     Of several processes, which have all read the same, the first one says it.
 
