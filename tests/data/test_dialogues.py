@@ -243,6 +243,16 @@ def test_alpaca_with_an_input_is_stanfords_other_prompt():
             r"conversations\[0\] must",
         ),
         (
+            {"conversations": [{"from": ["gpt"], "value": "x"}]},
+            "sharegpt",
+            r"conversations\[0\] must",
+        ),
+        (
+            {"messages": [{"role": {"name": "user"}, "content": "x"}]},
+            "messages",
+            r"messages\[0\]\.role must be",
+        ),
+        (
             {"conversations": [{"from": "gpt"}]},
             "sharegpt",
             r"messages\[0\]\.content must be a text",

@@ -113,7 +113,8 @@ def _alpaca(record: Mapping) -> list[Message]:
 def _sharegpt(record: Mapping) -> list[Message]:
     messages = []
     for index, turn in enumerate(_field(record, "conversations", list)):
-        if not isinstance(turn, Mapping) or turn.get("from") not in SHAREGPT_ROLES:
+        # Not `in` the dict itself: a list or an object, which JSON may have there, is no key.
+        if not isinstance(turn, Mapping) or turn.get("from") not in tuple(SHAREGPT_ROLES):
             raise UserError(
                 f'conversations[{index}] must have a "from" of {", ".join(SHAREGPT_ROLES)}'
             )
