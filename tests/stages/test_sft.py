@@ -17,6 +17,11 @@ from instar.data.dataset import TokenDataset
 from instar.data.rows import TrainingRows
 from instar.errors import UserError
 from instar.generation.sampling import SamplingConfig
+from instar.interchange.loading import open_model
+from instar.interchange.reward import encoder_of
+from instar.sharding.mesh import MeshConfig, make_mesh
+from instar.stages.reward_config import NormaliseConfig
+from instar.stages.reward_normalise import sampler
 from instar.stages.sft import SftConfig, count_steps
 
 DATA_CONFIG = """
@@ -153,6 +158,32 @@ def test_the_model_learns_to_answer_and_to_stop(tuned):
     assert (answer.text, answer.reason) == ("a quiet story", "stop")
     done = instar(*("generate", "--model", tuned, "--chat=true", "--temperature=0", "the film was"))
     assert json.loads(done.stdout)["completion"] == "a quiet story", done.stderr
+
+
+def test_token_ids_and_an_export_end_where_a_dialogue_does(tuned, tmp_path):
+    """Neither knows of the template, so the card has to say that its end token is one."""
+    model = load(tuned)
+    ends = [model.tokenizer.eos_id, model.tokenizer.token_id("<|im_end|>")]
+    ids = model.encode_chat([{"role": "user", "content": "the film was"}], model.chat_template())
+    greedy = SamplingConfig(max_new_tokens=24, temperature=0)
+    (answer,) = model.generate([ids], sampling=greedy)
+    assert (answer.text, answer.reason) == ("a quiet story", "stop")
+    done = instar("export", "--checkpoint", tuned, "--to", tmp_path / "folder")
+    assert done.returncode == 0, done.stderr
+    exported = json.loads((tmp_path / "folder/generation_config.json").read_text())
+    assert exported["eos_token_id"] == ends
+
+
+def test_samples_for_a_reward_model_end_with_its_template_s_token(tuned, tmp_path):
+    """Though the card of the policy does not name it, as that of a pretrained one does not."""
+    opened = open_model(str(tuned))
+    policy = dataclasses.replace(opened, card=dataclasses.replace(opened.card, stop_ids=()))
+    encoder = encoder_of(policy.card)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "the film was"}\n')
+    greedy = SamplingConfig(max_new_tokens=24, temperature=0)
+    config = NormaliseConfig("samples", str(tmp_path / "prompts.jsonl"), str(tuned), greedy)
+    texts = sampler(config, policy, encoder, make_mesh(MeshConfig()), 64, seed=0)
+    assert texts() == [encoder.whole("the film was", "a quiet story")]
 
 
 def test_its_lineage_holds_the_parents(tuned, parent):

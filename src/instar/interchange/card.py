@@ -1,7 +1,9 @@
 """What goes with the parameters of a model wherever they go."""
 
 import base64
+import dataclasses
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,10 @@ class ModelCard:
     stop_ids: tuple[int, ...] = ()
     begins_with_bos: bool = True
     members: int | None = None
+
+    def stopping_at(self, ids: Iterable[int]) -> "ModelCard":
+        """The card of the same model, which more tokens end, such as those of a chat template."""
+        return dataclasses.replace(self, stop_ids=tuple(sorted({*self.stop_ids, *ids})))
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON, with the files of the tokenizer in it."""

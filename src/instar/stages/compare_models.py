@@ -95,11 +95,10 @@ def open_contenders(config: CompareConfig) -> dict[str, Contender]:
             )
         card = dataclasses.replace(each.card, chat_template=each.card.chat_template or source)
         encoder = encoder_of(card)
-        stops = tuple(sorted({*card.stop_ids, *encoder.stop_ids}))
         lineage = each.lineage
         found[name] = Contender(
             config.models[name],
-            dataclasses.replace(card, stop_ids=stops),
+            card.stopping_at(encoder.stop_ids),
             encoder,
             lineage.get("params") or lineage.get("files", ""),
         )

@@ -78,8 +78,7 @@ def make_card(config: PpoConfig, parent: Opened) -> ModelCard:
     """What the policy is: its parent, and all the tokens at which it stops."""
     source = template_source(parent.card, config.chat_template, config.parent)
     card = dataclasses.replace(parent.card, chat_template=source)
-    stops = {*card.stop_ids, *encoder_of(card).stop_ids}
-    return dataclasses.replace(card, stop_ids=tuple(sorted(stops)))
+    return card.stopping_at(encoder_of(card).stop_ids)
 
 
 def make_networks(

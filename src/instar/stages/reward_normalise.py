@@ -130,7 +130,9 @@ def sampler(
         execution = on_mesh(mesh, Execution())
         language_model = LanguageModel(policy.card.spec, execution)
         params = policy.read(language_model, jnp.dtype(jnp.float32), mesh)
-        model = Model(policy.card, language_model, params, mesh)
+        # Whatever the policy was trained on, it ends here as the reward model's texts do.
+        card = policy.card.stopping_at(encoder.stop_ids)
+        model = Model(card, language_model, params, mesh)
         chosen = spread(range(len(prompts)), config.count)
         ids = [prompts.tokens[i, : prompts.lengths[i]].tolist() for i in chosen]
         drawn = model.generate(ids, sampling=config.sampling, seed=seed)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from etils import epath
 
+from instar.data.chat import ChatTemplate, stop_ids
 from instar.data.dataset import TokenDataset
 from instar.data.rows import TrainingRows
 from instar.errors import UserError
-from instar.interchange.card import ModelCard
 from instar.interchange.loading import Opened, refuse_reward_model
 from instar.interchange.parents import pin
 from instar.sharding.mesh import make_mesh
@@ -59,13 +59,10 @@ def sft(config: SftConfig, workdir: str) -> TrainState:
     mesh = make_mesh(config.mesh)
     model = make_model(config, parent.card.spec, dataset, mesh)
     tokenizer = dataset.tokenizer
-    card = ModelCard(
-        parent.card.spec,
-        tokenizer,
-        dataset.chat_template,
-        tuple({*parent.card.stop_ids, tokenizer.eos_id}),
-        parent.card.begins_with_bos,
-    )
+    template = ChatTemplate(f"of {dataset.path}", dataset.chat_template)
+    card = dataclasses.replace(
+        parent.card, tokenizer=tokenizer, chat_template=template.source
+    ).stopping_at(stop_ids(tokenizer, template))
     start = Start(
         "sft",
         card,
