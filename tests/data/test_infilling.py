@@ -243,7 +243,7 @@ def test_rows_hold_whole_texts_and_learn_what_stands_behind_their_starts(tmp_pat
             start, weights = ids.index(blanks.start), rows["weights"][row, places]
             # The last of a text is a target alone, where the row does not end with it.
             assert not weights[: start - 1].any() and weights[start - 1 : -1].all()
-    held_out = HeldOutRows(dataset, sequence_length=S, batch=4)
+    held_out = HeldOutRows(dataset, sequence_length=S, weights={}, batch=4)
     learnt = sum(batch["weights"].sum() for batch in held_out)
     assert held_out.tokens_per_byte == pytest.approx(
         learnt / source.documents.bytes[source.documents.held_out].sum()

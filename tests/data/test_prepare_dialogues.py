@@ -200,7 +200,7 @@ def test_shorter_rows_learn_each_target_once_as_well(tmp_path):
     source = dataset.sources["a"]
     sums = []
     for length in (S, 20):
-        rows = HeldOutRows(dataset, sequence_length=length, batch=4)
+        rows = HeldOutRows(dataset, sequence_length=length, weights={}, batch=4)
         sums.append(sum(batch["weights"].sum() for batch in rows))
         text = source.documents.bytes[source.documents.held_out].sum()
         assert rows.tokens_per_byte == pytest.approx(sums[-1] / text)
@@ -270,6 +270,27 @@ def test_without_weights_sources_are_drawn_by_their_targets(mixture):
     said = [message["content"] for n in trained for message in dialogue(n, turns=2)[1::2]]
     answers = sum(len(mixture.tokenizer.encode(content)) + 1 for content in said)
     assert (which == 0).mean() == pytest.approx(texts / (texts + answers), abs=2 / BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("weights", "judged", "read"),
+    [
+        ({}, (), {"texts", "chats"}),
+        ({"texts": 1.0, "chats": 0.0}, (), {"texts"}),
+        ({"chats": 2.0}, (), {"chats"}),
+        ({"texts": 0.1, "chats": 0.9}, ("chats",), {"chats"}),
+        ({"texts": 1.0}, ("chats",), {"texts"}),
+    ],
+)
+def test_held_out_rows_are_of_what_training_reads_and_of_what_is_judged(
+    mixture, weights, judged, read
+):
+    rows = HeldOutRows(mixture, sequence_length=S, weights=weights, batch=3, judged=judged)
+    sources = [mixture.sources[name] for name in read]
+    targets = sum(s.predicted(s.pack_index("held_out", S)) for s in sources)
+    assert sum(batch["weights"].sum() for batch in rows) == targets > 0
+    size = sum(s.documents.bytes[s.documents.held_out].sum() for s in sources)
+    assert rows.tokens_per_byte == pytest.approx(targets / size)
 
 
 def test_the_split_does_not_depend_on_the_form(tmp_path):

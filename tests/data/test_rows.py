@@ -219,7 +219,7 @@ def test_a_growing_batch_moves_the_position_on(dataset):
 
 
 def test_held_out_rows_are_read_once_and_padded(dataset):
-    held = HeldOutRows(dataset, sequence_length=S, batch=7)
+    held = HeldOutRows(dataset, sequence_length=S, weights={}, batch=7)
     parts = list(held)
     targets = [s.pack_index("held_out", S).targets for s in dataset.sources.values()]
     text = sum(int(s.documents.bytes[s.documents.held_out].sum()) for s in dataset.sources.values())
@@ -227,5 +227,5 @@ def test_held_out_rows_are_read_once_and_padded(dataset):
     assert sum(part["weights"].sum() for part in parts) == sum(targets)
     assert held.tokens_per_byte == pytest.approx(sum(targets) / text)
     assert all(map(equal, parts, held))
-    few = list(HeldOutRows(dataset, sequence_length=S, batch=2, limit=3))
+    few = list(HeldOutRows(dataset, sequence_length=S, weights={}, batch=2, limit=3))
     assert len(few) == 2 and few[1]["weights"][1].sum() == 0

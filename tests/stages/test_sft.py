@@ -9,15 +9,16 @@ import shutil
 
 import numpy as np
 import pytest
-from runs import final_fingerprint, instar, losses
+from runs import final_fingerprint, instar, logged, losses
 
 from instar import load
 from instar.config import load as config_of
 from instar.data.dataset import TokenDataset
-from instar.data.rows import TrainingRows
+from instar.data.rows import TrainingRows, assemble
 from instar.errors import UserError
 from instar.generation.sampling import SamplingConfig
 from instar.interchange.loading import open_model
+from instar.interchange.model import Model
 from instar.interchange.reward import encoder_of
 from instar.sharding.mesh import MeshConfig, make_mesh
 from instar.stages.reward_config import NormaliseConfig
@@ -109,6 +110,16 @@ def tuned(config) -> pathlib.Path:
     return folder
 
 
+def loss_of(model: Model, batch: dict) -> float:
+    """The mean loss over the targets of some rows, in NumPy from the logits on."""
+    places = {name: batch[name] for name in ("positions", "segment_ids")}
+    logits = np.float64(model.language_model.logits(model.params, batch["tokens"], **places))
+    log_probs = logits - logits.max(-1, keepdims=True)
+    log_probs -= np.log(np.exp(log_probs).sum(-1, keepdims=True))
+    chosen = np.take_along_axis(log_probs, batch["targets"][..., None].astype(int), -1)[..., 0]
+    return -(chosen * batch["weights"]).sum() / batch["weights"].sum()
+
+
 def test_it_begins_with_the_parents_parameters(tuned, parent, chats, config):
     """The loss of the first step is the parent's, over what the assistant says and the tales."""
     model = load(parent)
@@ -123,20 +134,20 @@ def test_it_begins_with_the_parents_parameters(tuned, parent, chats, config):
         *("--config.steps=1", "--config.dropout=0", "--config.schedule.warmup_steps=0"),
     )
     assert done.returncode == 0, done.stderr
-    batch = rows.rows(np.arange(8))
-    logits = np.float64(
-        model.language_model.logits(
-            model.params,
-            batch["tokens"],
-            positions=batch["positions"],
-            segment_ids=batch["segment_ids"],
-        )
-    )
-    log_probs = logits - logits.max(-1, keepdims=True)
-    log_probs -= np.log(np.exp(log_probs).sum(-1, keepdims=True))
-    chosen = np.take_along_axis(log_probs, batch["targets"][..., None].astype(int), -1)[..., 0]
-    expected = -(chosen * batch["weights"]).sum() / batch["weights"].sum()
+    expected = loss_of(model, rows.rows(np.arange(8)))
     assert losses(config.parent / "once")[1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_held_out_loss_is_that_of_the_dialogues(tuned, chats):
+    """Beside which the tales, of which there are more held-out rows, would be nearly all of it."""
+    dataset = TokenDataset.open(chats)
+    kept = {name: source.pack_index("held_out", 48) for name, source in dataset.sources.items()}
+    assert kept["tales"].rows > kept["chats"].rows
+    rows = np.linspace(0, kept["chats"].rows - 1, 8).round().astype(int)  # evaluation.rows
+    batch = assemble(dataset.sources["chats"], kept["chats"], rows, 48, dataset.tokenizer.pad_id)
+    expected = loss_of(load(tuned), batch)
+    (line,) = logged(tuned, "eval/loss")
+    assert line["eval/loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_epochs_count_the_dialogues_beside_which_text_is_read(config, chats):

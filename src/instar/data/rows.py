@@ -1,7 +1,7 @@
 """Rows of packed tokens by number: for training an endless shuffled mixture, held out in order."""
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -95,7 +95,7 @@ class TrainingRows:
                 )
             if not weight >= 0:
                 raise UserError(f"data.weights.{name} must not be negative ({weight})")
-        names = [name for name in dataset.sources if not weights or weights.get(name, 0) > 0]
+        names = sources_read(dataset, weights)
         self._sources = [dataset.sources[name] for name in names]
         self._dataset = dataset
         self._indexes = [source.pack_index(split, sequence_length) for source in self._sources]
@@ -165,6 +165,11 @@ class TrainingRows:
         return {source.name: float(n / index.rows) for source, n, index in pairs}
 
 
+def sources_read(dataset: TokenDataset, weights: Mapping[str, float]) -> list[str]:
+    """The names of the sources that training reads: those with a weight, or all without weights."""
+    return [name for name in dataset.sources if not weights or weights.get(name, 0) > 0]
+
+
 def slots_of(shares: np.ndarray) -> np.ndarray:
     """BLOCK slots in proportion to `shares` (positive), by largest remainder, one each at least."""
     exact = shares / shares.sum() * (BLOCK - len(shares))
@@ -188,23 +193,35 @@ class HeldOutRows:
 
     The last batch is filled up with rows of padding. With `limit`, that many rows, evenly spread.
 
+    Args:
+      weights: those of training; what it does not read is not read here.
+      judged: the sources to read where training reads any of them; else all that it does.
+
     Raises:
       UserError: no document is held out.
     """
 
     def __init__(
-        self, dataset: TokenDataset, *, sequence_length: int, batch: int, limit: int | None = None
+        self,
+        dataset: TokenDataset,
+        *,
+        sequence_length: int,
+        weights: Mapping[str, float],
+        batch: int,
+        judged: Collection[str] = (),
+        limit: int | None = None,
     ):
         self._batch, self._sequence = batch, sequence_length
         self._pad = dataset.tokenizer.pad_id
-        self._parts = [
-            (source, source.pack_index("held_out", sequence_length))
-            for source in dataset.sources.values()
-        ]
+        read = sources_read(dataset, weights)
+        names = [name for name in read if name in judged] or read
+        sources = [dataset.sources[name] for name in names]
+        self._parts = [(each, each.pack_index("held_out", sequence_length)) for each in sources]
         total = sum(index.rows for _, index in self._parts)
         if not total:
             raise UserError(
-                f"{dataset.path} holds out no document: prepare it with a larger held_out"
+                f"{dataset.path} holds out no document of {', '.join(names)} for rows of "
+                f"{sequence_length} tokens: prepare it with a larger held_out"
             )
         count = total if limit is None else min(limit, total)
         self._numbers = np.linspace(0, total - 1, count).round().astype(np.int64)

@@ -59,7 +59,9 @@ class LanguageExecutionConfig(ExecutionConfig):
 class EvaluationConfig:
     """Held-out loss and sample continuations, every `every` steps and at the end.
 
-    `rows` bounds the held-out rows that are read (None: all of them).
+    `rows` bounds the held-out rows that are read (None: all of them). They are of the sources that
+    training reads, each as often as it has rows, whatever its weight; of `sft` they are of the
+    dialogues alone, where it reads any, and not of the plain text beside them.
     """
 
     every: int = 1000

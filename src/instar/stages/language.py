@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 
@@ -53,6 +53,7 @@ class Start:
       initialization: how fresh parameters are drawn, where `params` gives none.
       params: reads those of the parent, in the layout of a run's own.
       parent: what checkpoints say of the parent; None for none.
+      judged: the sources whose held-out loss tells how good the model is; none: all it reads.
       as_prompt: what a prompt of the evaluation, a text, is to the model.
     """
 
@@ -61,6 +62,7 @@ class Start:
     initialization: Initialization = field(default_factory=Initialization)
     params: Callable[[], Params] | None = None
     parent: dict | None = None
+    judged: Collection[str] = ()
     as_prompt: Callable[[str], Prompt] = lambda text: text
 
 
@@ -207,7 +209,12 @@ def make_evaluations(
     size = settings.batch or config.batch.microbatch or config.batch.size
     add = make_evaluation_step(model, config.execution.loss_chunk)
     held_out = HeldOutRows(
-        dataset, sequence_length=config.data.sequence_length, batch=size, limit=settings.rows
+        dataset,
+        sequence_length=config.data.sequence_length,
+        weights=config.data.weights,
+        batch=size,
+        judged=start.judged,
+        limit=settings.rows,
     )
 
     def measure(state: TrainState) -> tuple[dict, list]:

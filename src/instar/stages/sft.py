@@ -68,6 +68,7 @@ def sft(config: SftConfig, workdir: str) -> TrainState:
         card,
         params=lambda: parent.read(model, jnp.dtype(jnp.float32), mesh),
         parent=parent.lineage,
+        judged=dataset.dialogues,
         as_prompt=lambda text: [{"role": "user", "content": text}],
     )
     return run_stage(config, epath.Path(workdir), dataset, model, mesh, start)
