@@ -160,18 +160,6 @@ def test_words_that_spell_an_end_token_are_words():
     assert TOKENIZER.decode(dialogue.ids[dialogue.targets]) == said
 
 
-def test_a_long_dialogue_is_cut_at_a_turn():
-    (dialogue,) = encode_dialogue(TOKENIZER, ChatTemplate.named("chatml"), TWO_TURNS)
-    first, last = dialogue.ends
-    assert last == len(dialogue.ids)
-    for limit in (first, first + 1, last - 1):
-        cut = dialogue.cut(limit)
-        assert (len(cut.ids), cut.ends) == (first, (first,))
-        np.testing.assert_array_equal(cut.targets, dialogue.targets[:first])
-    assert dialogue.cut(last).ends == dialogue.ends
-    assert dialogue.cut(first - 1) is None
-
-
 def test_a_template_that_rewrites_what_it_answers_is_refused():
     source = (
         "{% for m in messages %}{{ m['role'] }}:"

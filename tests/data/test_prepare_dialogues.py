@@ -155,8 +155,8 @@ def test_an_answer_may_be_a_document_of_its_own_behind_the_turns_before_it(tmp_p
         held_out=0.0,
     )
     source = dataset.sources["a"]
-    facts = {name: source.facts[name] for name in ("documents", "cut", "too_long", "skipped")}
-    assert facts == {"documents": 41, "cut": 1, "too_long": 0, "skipped": 0}
+    assert (source.facts["documents"], source.facts["skipped"]) == (42, 0)
+    assert source.facts["rows"] == {str(S): {"cut": 0, "too_long": 1}}
     texts = [text_of(dataset, ids) for ids in source.document_tokens(np.arange(2))]
     first, second = (f"<reserved_106>What is 0 and {n}? 多<reserved_107>It is {n}" for n in (0, 1))
     said = ", said Nobody 🙂."
@@ -192,37 +192,40 @@ def test_rows_hold_whole_dialogues_apart(tmp_path):
         assert (tokens == dataset.tokenizer.bos_id).sum() == len(begins)
 
 
-def test_shorter_rows_learn_each_target_once_as_well(tmp_path):
-    dialogues = [dialogue(n, turns=3) for n in range(30)]
-    dataset = prepared(
-        tmp_path, chats(tmp_path / "a.jsonl", dialogues), sequence_lengths=[S, 20], held_out=0.5
-    )
-    source = dataset.sources["a"]
-    sums = []
-    for length in (S, 20):
-        rows = HeldOutRows(dataset, sequence_length=length, weights={}, batch=4)
-        sums.append(sum(batch["weights"].sum() for batch in rows))
-        text = source.documents.bytes[source.documents.held_out].sum()
-        assert rows.tokens_per_byte == pytest.approx(sums[-1] / text)
-    assert sums[0] == sums[1] == source.predicted(source.pack_index("held_out", 20)) > 0
-
-
-def test_dialogues_are_cut_at_a_turn_or_left_out(tmp_path):
-    long = [
-        {"role": "user", "content": "x " * S},
-        {"role": "assistant", "content": "No."},
-    ]
+def test_rows_of_each_length_hold_dialogues_cut_at_a_turn(tmp_path, capsys):
+    long = [{"role": "user", "content": "x " * S}, {"role": "assistant", "content": "No."}]
     dialogues = [*(dialogue(n) for n in range(20)), dialogue(20, turns=60), long]
-    dataset = prepared(tmp_path, chats(tmp_path / "a.jsonl", dialogues), held_out=0.0)
-    source = dataset.sources["a"]
-    facts = {name: source.facts[name] for name in ("documents", "cut", "too_long", "skipped")}
-    assert facts == {"documents": 21, "cut": 1, "too_long": 1, "skipped": 0}
+    lengths = [S, S // 2]
+    source = chats(tmp_path / "a.jsonl", dialogues)
+    dataset = prepared(tmp_path, source, sequence_lengths=lengths, held_out=0.0)
+    source, told = dataset.sources["a"], " ".join(capsys.readouterr().err.split())
+    assert (source.facts["documents"], source.facts["skipped"]) == (22, 0)
+    assert source.facts["rows"] == {str(n): {"cut": 1, "too_long": 1} for n in lengths}
+    # In turn the user's and the assistant's.
     ids = source.document_tokens([20])[0]
-    assert S // 2 < len(ids) <= S + 1
-    assert text_of(dataset, ids[-1:]) == "<|im_end|>"
-    turns = (ids == dataset.tokenizer.token_id("<|im_end|>")).sum() // 2
-    said = [message["content"] for message in dialogues[20][1 : 2 * turns : 2]]
-    assert source.documents.bytes[20] == sum(len(content.encode()) for content in said)
+    ends = np.flatnonzero(ids == dataset.tokenizer.token_id("<|im_end|>"))[1::2] + 1
+    for length in lengths:
+        assert f"a in rows of {length} tokens: 1 dialogues cut, 1 too long" in told
+        index, kept = source.pack_index("train", length), ends[ends <= length + 1]
+        assert sorted(index.document.tolist()) == list(range(21)) and not index.start.any()
+        assert index.length[index.document == 20] == kept[-1]
+        assert learnt(dataset, all_rows(dataset, source, length)) == {
+            f"It is {n}, said Nobody 🙂.<|im_end|>" for n in range(20 + len(kept))
+        }
+
+
+def test_the_bytes_of_held_out_dialogues_are_those_of_the_turns_in_the_rows(tmp_path):
+    dialogues = [dialogue(n, turns=6) for n in range(30)]
+    source = chats(tmp_path / "a.jsonl", dialogues)
+    dataset = prepared(tmp_path, source, sequence_lengths=[S, S // 2], held_out=0.5)
+    sums = []
+    for length in (S, S // 2):
+        rows = HeldOutRows(dataset, sequence_length=length, weights={}, batch=4)
+        ids = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in rows])
+        size = len(text_of(dataset, ids).replace("<|im_end|>", "").encode())
+        assert rows.tokens_per_byte == pytest.approx(len(ids) / size)
+        sums.append(len(ids))
+    assert sums[0] > sums[1] > 0
 
 
 def test_a_source_of_which_nothing_fits(tmp_path):

@@ -401,7 +401,6 @@ def refusal(capsys, *words: object) -> str:
     ("changes", "message"),
     [
         ({"chat_template": "chatml"}, "the chat template does not end it with the token"),
-        ({"sequence_lengths": [LENGTH, 40]}, "cannot read them in pieces"),
         ({"sources": "and texts"}, "is not trained on plain texts, which mark none, as those of"),
         (
             {"sources": "and texts", "infilling": {"start": "<s>"}},
@@ -420,7 +419,6 @@ def test_texts_without_a_prefix_of_their_own_are_refused(
     data = prepared(dialogues, parent, tmp_path / "data", **changes)
     words = ["sft", "--config", config, "--workdir", tmp_path / "run"]
     words.append(f"--config.data.path={data}")
-    words.append(f"--config.data.sequence_length={min(changes.get('sequence_lengths', [LENGTH]))}")
     assert message in refusal(capsys, *words)
     assert not (tmp_path / "run").exists()
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,6 +96,38 @@ class Targets:
         return piece, begin, end
 
 
+@dataclass(frozen=True)
+class Turns:
+    """The assistant's turns in a source of dialogues, document by document: arrays [turns].
+
+    Each ends before the token `end` of the document with the number `document`, and adds `bytes`,
+    in UTF-8, to what is learnt of it.
+    """
+
+    document: np.ndarray
+    end: np.ndarray
+    bytes: np.ndarray
+
+    @classmethod
+    def of(
+        cls, ends: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]], first: int
+    ) -> "Turns":
+        """Those of the documents from the number `first` on."""
+        numbers = np.repeat(first + np.arange(len(ends)), [len(each) for each in ends])
+        flat = (np.fromiter(itertools.chain(*values), np.int64) for values in (ends, sizes))
+        return cls(numbers.astype(np.int64), *flat)
+
+    def fitting(self, limits: np.ndarray) -> np.ndarray:
+        """Which turns end within the first `limits` (int [documents]) tokens: bool [turns]."""
+        return self.end <= limits[self.document]
+
+    def whole(self, limits: np.ndarray) -> np.ndarray:
+        """How many tokens of each document the turns that do make up: int64 [documents]."""
+        kept, fits = np.zeros(len(limits), np.int64), self.fitting(limits)
+        np.maximum.at(kept, self.document[fits], self.end[fits])
+        return kept
+
+
 class TokenSource:
     """One source of a prepared data set."""
 
@@ -112,6 +145,12 @@ class TokenSource:
         """The targets of dialogues, or of blanks to fill in; None where every token is one."""
         path = self._folder / "targets.npz"
         return Targets(**load_arrays(path)) if path.exists() else None
+
+    @functools.cached_property
+    def turns(self) -> Turns | None:
+        """The turns of dialogues; None where there are none."""
+        path = self._folder / "turns.npz"
+        return Turns(**load_arrays(path)) if path.exists() else None
 
     @functools.cached_property
     def _records(self) -> grain.sources.ArrayRecordDataSource:
@@ -174,6 +213,14 @@ class TokenSource:
             return index.targets
         _, begin, end = self.targets.within(index.document, index.start, index.length)
         return int(np.maximum(end - np.maximum(begin, 1), 0).sum())
+
+    def text_bytes(self, index: PackIndex) -> int:
+        """The bytes, in UTF-8, of what is learnt of the documents in all rows together."""
+        if self.turns is None:
+            return int(self.documents.bytes[np.unique(index.document)].sum())
+        read = np.zeros(len(self.documents.tokens), np.int64)
+        read[index.document] = index.length
+        return int(self.turns.bytes[self.turns.fitting(read)].sum())
 
     def document_tokens(self, documents: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """The tokens of whole documents, all that is around a text included: int32 arrays."""

@@ -48,15 +48,6 @@ class EncodedDialogue:
     ends: tuple[int, ...]
     sizes: tuple[int, ...]
 
-    def cut(self, limit: int) -> "EncodedDialogue | None":
-        """As many whole turns as fit into `limit` tokens; None where the first does not."""
-        kept = sum(end <= limit for end in self.ends)
-        if not kept:
-            return None
-        last = self.ends[kept - 1]
-        of_turns = (each[:kept] for each in (self.begins, self.ends, self.sizes))
-        return EncodedDialogue(self.ids[:last], self.targets[:last], *of_turns)
-
 
 def read_dialogue(record: Any, form: Format, place: str) -> list[Message]:
     """The messages of one record of a file.

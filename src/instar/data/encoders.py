@@ -25,18 +25,16 @@ class Document:
       bytes: the length in UTF-8 of what is learnt: of a text all, of a dialogue mostly what the
         assistant says, of a blank to fill in what it hides.
       targets: bool [T], the tokens to learn; None where that is all of them.
-      cut: whether later turns were left out.
+      ends: where each of the assistant's turns in a dialogue ends: indexes behind its end token,
+        ascending.
+      sizes: what each of them adds to `bytes`.
     """
 
     ids: np.ndarray
     bytes: int
     targets: np.ndarray | None = None
-    cut: bool = False
-
-
-@dataclass(frozen=True)
-class TooLong:
-    """In the place of a dialogue whose first turn does not fit into a row."""
+    ends: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 class Encoder(Protocol):
@@ -48,7 +46,7 @@ class Encoder(Protocol):
 
     marks_targets: bool
 
-    def __call__(self, records: Sequence[Record]) -> list[list[Document] | TooLong | Broken]:
+    def __call__(self, records: Sequence[Record]) -> list[list[Document] | Broken]:
         """The documents of each whole record, in their order, or why there are none."""
         ...
 
@@ -72,33 +70,26 @@ class TextEncoder:
 
 
 class DialogueEncoder:
-    """Encodes dialogues by a chat template, as many turns of each as fit into `limit` tokens."""
+    """Encodes dialogues by a chat template, all turns of each: what fits is a row's business."""
 
     marks_targets = True
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, limit: int):
-        self._tokenizer, self._template, self._limit = tokenizer, template, limit
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate):
+        self._tokenizer, self._template = tokenizer, template
 
-    def __call__(self, records: Sequence[Record]) -> list[list[Document] | TooLong | Broken]:
+    def __call__(self, records: Sequence[Record]) -> list[list[Document] | Broken]:
         """The documents of each whole record, in their order, or why there are none."""
         return [self._encode(record) for record in records]
 
-    def _encode(self, record: Record) -> list[Document] | TooLong | Broken:
+    def _encode(self, record: Record) -> list[Document] | Broken:
         try:
             texts = encode_dialogue(self._tokenizer, self._template, record.messages)
         except UserError as error:
             return Broken(str(error))
-        fitting = [(text, text.cut(self._limit)) for text in texts]
-        documents = [
-            Document(kept.ids, sum(kept.sizes), kept.targets, len(kept.ends) < len(text.ends))
-            for text, kept in fitting
-            if kept is not None
+        return [
+            Document(text.ids, sum(text.sizes), text.targets, text.ends, text.sizes)
+            for text in texts
         ]
-        if not documents:
-            return TooLong()
-        if len(documents) < len(texts):
-            documents[-1] = dataclasses.replace(documents[-1], cut=True)
-        return documents
 
 
 def open_template(name: str, saved: epath.Path) -> ChatTemplate:

@@ -49,10 +49,11 @@ def pack(
       to the fullest row that has room (Ding et al. 2024, 2404.10830, section 3).
 
     Args:
-      documents: int [D], their numbers. lengths: int [D], their tokens, each at least 1.
+      documents: int [D], their numbers. lengths: int [D], how many tokens of each, from its first
+        on, are packed; fewer than two predict nothing and are left out.
     """
     documents, lengths = np.asarray(documents, np.int64), np.asarray(lengths, np.int64)
-    keep = lengths > 1  # a single token predicts nothing and would take up a row
+    keep = lengths > 1
     documents, lengths = documents[keep], lengths[keep]
     if strategy == "concat":
         return _concatenate(documents, lengths, sequence)

@@ -79,8 +79,12 @@ def prepare(config: PrepareConfig, workdir: epath.PathLike) -> dict:
         console.print(
             f"{source.name}: {facts['documents']:,} documents, {facts['tokens']:,} tokens, "
             f"{facts['skipped']:,} records skipped"
-            + (f", {facts['cut']:,} cut, {facts['too_long']:,} too long" if source.dialogue else "")
         )
+        for length, lost in facts.get("rows", {}).items():
+            console.print(
+                f"{source.name} in rows of {length} tokens: {lost['cut']:,} dialogues cut, "
+                f"{lost['too_long']:,} too long"
+            )
     manifest = {
         "format": FORMAT,
         "tokenizer": tokenizer.digest,
@@ -112,10 +116,10 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: epath.Path) -> None:
 def _encoder(
     source: SourceConfig, config: PrepareConfig, tokenizer: Tokenizer, template: ChatTemplate | None
 ) -> Encoder:
-    limit = max(config.sequence_lengths) + 1
     if source.dialogue is not None:
-        return DialogueEncoder(tokenizer, template, limit)
+        return DialogueEncoder(tokenizer, template)
     if config.infilling is not None:
+        limit = max(config.sequence_lengths) + 1
         return InfillingEncoder(tokenizer, config.infilling, limit, config.seed)
     return TextEncoder(tokenizer)
 

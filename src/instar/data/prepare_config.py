@@ -54,9 +54,10 @@ class PrepareConfig:
     more than `record_tokens` is stored in several records.
 
     Dialogues are written by `chat_template`, the name of one that comes with Instar or the path of
-    a .jinja file. They are cut after the last of the assistant's turns that fits into the longest
-    rows, and packed by "best_fit" whatever `packing` says. A template that writes earlier turns
-    otherwise than the last makes a document of each answer, with the turns before it as its prompt.
+    a .jinja file. For each of `sequence_lengths` they are cut after the last of the assistant's
+    turns that fits into a row, left out where the first does not, and packed by "best_fit" whatever
+    `packing` says. A template that writes earlier turns otherwise than the last makes a document of
+    each answer, with the turns before it as its prompt.
 
     With `infilling`, plain texts become blanks to fill in, for a model whose texts begin with a
     prefix: each is cut into pieces that fit into the longest rows, and these are packed as

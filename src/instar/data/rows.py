@@ -225,9 +225,7 @@ class HeldOutRows:
             )
         count = total if limit is None else min(limit, total)
         self._numbers = np.linspace(0, total - 1, count).round().astype(np.int64)
-        text_bytes = sum(
-            int(s.documents.bytes[s.documents.of("held_out")].sum()) for s, _ in self._parts
-        )
+        text_bytes = sum(source.text_bytes(index) for source, index in self._parts)
         self.tokens_per_byte = sum(s.predicted(index) for s, index in self._parts) / text_bytes
 
     def __iter__(self) -> Iterator[Batch]:

@@ -12,8 +12,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from instar.data.arrays import load_arrays, save_arrays
-from instar.data.dataset import Documents, Targets, token_dtype
-from instar.data.encoders import Document, Encoder, TooLong
+from instar.data.dataset import Documents, Targets, Turns, token_dtype
+from instar.data.encoders import Document, Encoder
 from instar.data.formats import Broken
 from instar.data.packing import pack
 from instar.data.prepare_config import PrepareConfig, is_held_out
@@ -29,8 +29,7 @@ TOKENIZER_BATCH = 1024
 class _Cursor:
     """What is done: the next record to read, and how many there are by now of each thing.
 
-    `documents` are stored, `cut` of them without their last turns; `skipped` records are broken,
-    and `too_long` ones are dialogues of which nothing fits.
+    `documents` are stored, and `skipped` records are broken.
     """
 
     file: int = 0
@@ -39,16 +38,14 @@ class _Cursor:
     token_records: int = 0
     documents: int = 0
     skipped: int = 0
-    cut: int = 0
-    too_long: int = 0
 
 
 class SourceWriter:
     """Writes one source, shard by shard.
 
-    A shard is three files, tokens, documents and skipped records, and a fourth, the targets, where
-    there are any, each renamed when whole; the cursor in progress.json moves on only after that, so
-    that whatever an interruption leaves behind is written again.
+    A shard is three files, tokens, documents and skipped records, and where there are any, targets
+    and the turns of dialogues, each renamed when whole; the cursor in progress.json moves on only
+    after that, so that whatever an interruption leaves behind is written again.
     """
 
     def __init__(
@@ -97,7 +94,7 @@ class SourceWriter:
 
     def _encoded(
         self, cursor: _Cursor, tell: Callable[[str], None]
-    ) -> Iterator[tuple[int, Record, list[Document] | TooLong | Broken]]:
+    ) -> Iterator[tuple[int, Record, list[Document] | Broken]]:
         """The records from the cursor on, with what they are as documents."""
         documents, new_tokens, start = cursor.documents, 0, time.monotonic()
         for batch in _batched(self._records(cursor), TOKENIZER_BATCH):
@@ -115,13 +112,13 @@ class SourceWriter:
     def _write_shard(
         self,
         cursor: _Cursor,
-        encoded: Iterator[tuple[int, Record, list[Document] | TooLong | Broken]],
+        encoded: Iterator[tuple[int, Record, list[Document] | Broken]],
     ) -> _Cursor:
         """Takes records until the shard is full or the source ends; returns the cursor after."""
         name = f"{cursor.shards:05d}"
         first, held_out, skipped = [], [], []
         written: list[Document] = []
-        token_records, total, too_long = cursor.token_records, 0, 0
+        token_records, total = cursor.token_records, 0
         at = (len(self._files), 0)
         with _array_record(self._folder / f"tokens-{name}.array_record") as write:
             for number, record, made in encoded:
@@ -129,8 +126,6 @@ class SourceWriter:
                     case Broken(reason):
                         line = {"file": record.file, "position": record.position, "reason": reason}
                         skipped.append(json.dumps(line) + "\n")
-                    case TooLong():
-                        too_long += 1
                     case documents:
                         for document in documents:
                             first.append(token_records)
@@ -154,6 +149,10 @@ class SourceWriter:
         if self._encode.marks_targets:
             targets = Targets.of([document.targets for document in written])
             save_arrays(self._folder / f"targets-{name}.npz", targets.__dict__)
+        if self._source.dialogue:
+            ends, sizes = ([getattr(d, field) for d in written] for field in ("ends", "sizes"))
+            turns = Turns.of(ends, sizes, cursor.documents)
+            save_arrays(self._folder / f"turns-{name}.npz", turns.__dict__)
         write_text(self._folder / f"skipped-{name}.jsonl", "".join(skipped))
         return _Cursor(
             *at,
@@ -161,62 +160,60 @@ class SourceWriter:
             token_records=token_records,
             documents=cursor.documents + len(written),
             skipped=cursor.skipped + len(skipped),
-            cut=cursor.cut + sum(document.cut for document in written),
-            too_long=cursor.too_long + too_long,
         )
 
     def _refuse_rubbish(self, cursor: _Cursor) -> None:
-        whole = cursor.documents + cursor.too_long
-        if cursor.skipped > whole:
+        if cursor.skipped > cursor.documents:
             first = (self._folder / "skipped-00000.jsonl").read_text().splitlines()[:1]
             raise UserError(
                 f"source {self._source.name}: {cursor.skipped} of "
-                f"{cursor.skipped + whole} records are broken; the first: {first}; see "
+                f"{cursor.skipped + cursor.documents} records are broken; the first: {first}; see "
                 f"{self._folder}/skipped-*.jsonl, and look at the source's kind and "
                 f"{'dialogue' if self._source.dialogue else 'field'}"
             )
         if cursor.file == len(self._files) and not cursor.documents:
-            if cursor.too_long:
-                raise UserError(
-                    f"source {self._source.name}: none of its {cursor.too_long} dialogues fits "
-                    f"into {max(self._config.sequence_lengths)} tokens: add a larger length to "
-                    "sequence_lengths"
-                )
             raise UserError(
                 f"source {self._source.name} has no document in {self._source.path}: "
                 "look at its path and kind"
             )
 
     def _finish(self, cursor: _Cursor, digests: dict[str, str]) -> dict:
-        """Joins the shards' documents, packs both splits, and describes the source."""
+        """Joins what is known of the documents, packs both splits, and describes the source."""
         names = [f"{number:05d}" for number in range(cursor.shards)]
-        parts = [load_arrays(self._folder / f"documents-{name}.npz") for name in names]
-        documents = Documents(**{k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
-        save_arrays(self._folder / "documents.npz", documents.__dict__)
+        documents = Documents(**self._joined("documents", names))
         if self._encode.marks_targets:
             parts = [load_arrays(self._folder / f"targets-{name}.npz") for name in names]
             targets = Targets.joined([Targets(**part) for part in parts])
             save_arrays(self._folder / "targets.npz", targets.__dict__)
+        turns = Turns(**self._joined("turns", names)) if self._source.dialogue else None
         lines = [(self._folder / f"skipped-{name}.jsonl").read_text() for name in names]
         write_text(self._folder / "skipped.jsonl", "".join(lines))
         packing = "best_fit" if self._encode.marks_targets else self._config.packing
-        splits = {}
-        for split in ("train", "held_out"):
-            chosen = documents.of(split)
-            for length in self._config.sequence_lengths:
-                index = pack(chosen, documents.tokens[chosen], length, packing)
+        chosen = {split: documents.of(split) for split in ("train", "held_out")}
+        rows = {}
+        for length in self._config.sequence_lengths:
+            kept = documents.tokens
+            if turns is not None:
+                kept = turns.whole(np.full_like(kept, length + 1))
+                cut = (kept > 0) & (kept < documents.tokens)
+                rows[str(length)] = {"cut": int(cut.sum()), "too_long": int((kept == 0).sum())}
+            for split, numbers in chosen.items():
+                index = pack(numbers, kept[numbers], length, packing)
                 save_arrays(self._folder / f"pack-{split}-{length}.npz", index.__dict__)
-            splits[split] = {
-                "documents": len(chosen),
-                "tokens": int(documents.tokens[chosen].sum()),
-                "bytes": int(documents.bytes[chosen].sum()),
-            }
+        self._refuse_too_long(rows, cursor)
         return {
             "documents": cursor.documents,
             "tokens": int(documents.tokens.sum()),
             "skipped": cursor.skipped,
-            **({"cut": cursor.cut, "too_long": cursor.too_long} if self._source.dialogue else {}),
-            "splits": splits,
+            **({"rows": rows} if rows else {}),
+            "splits": {
+                split: {
+                    "documents": len(numbers),
+                    "tokens": int(documents.tokens[numbers].sum()),
+                    "bytes": int(documents.bytes[numbers].sum()),
+                }
+                for split, numbers in chosen.items()
+            },
             "files": [
                 {"name": epath.Path(name).name, "sha256": digest}
                 for name, digest in digests.items()
@@ -226,6 +223,21 @@ class SourceWriter:
                 for name in (f"tokens-{n}.array_record" for n in names)
             },
         }
+
+    def _joined(self, kind: str, names: list[str]) -> dict[str, np.ndarray]:
+        """The shards' arrays of a kind one after the other, which become a file of their own."""
+        parts = [load_arrays(self._folder / f"{kind}-{name}.npz") for name in names]
+        arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        save_arrays(self._folder / f"{kind}.npz", arrays)
+        return arrays
+
+    def _refuse_too_long(self, rows: dict[str, dict[str, int]], cursor: _Cursor) -> None:
+        if rows and all(lost["too_long"] == cursor.documents for lost in rows.values()):
+            raise UserError(
+                f"source {self._source.name}: none of its {cursor.documents} dialogues fits into "
+                f"{max(self._config.sequence_lengths)} tokens: add a larger length to "
+                "sequence_lengths"
+            )
 
 
 def _batched(items: Iterable, size: int) -> Iterator[list]:
