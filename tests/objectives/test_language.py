@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instar.objectives.language import entropy, next_token_sums, token_log_probs
+from instar.objectives.language import by_chunks, entropy, next_token_sums, token_log_probs
 
 BATCH, LENGTH, WIDTH, VOCAB = 3, 12, 7, 11
 
@@ -97,6 +97,31 @@ def test_full_logits_never_exist_in_chunks():
 def test_chunk_must_divide_the_row():
     with pytest.raises(ValueError, match="chunk 5 does not divide the 12 positions"):
         sums(draw(4), 5)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 12, 100])
+def test_chunks_of_positions_are_put_together_in_their_order(chunk):
+    """Outputs of several shapes, of positions that differ, and the gradient of all."""
+
+    def of_each(hidden: jax.Array, targets: jax.Array) -> dict:
+        return {"wide": jnp.sin(hidden) * targets[..., None], "one": jnp.sum(hidden, -1) ** 2}
+
+    def weighed(hidden: np.ndarray, chunk: int):
+        found = by_chunks(of_each, chunk, hidden, x["targets"])
+        return jnp.sum(found["wide"] * places[..., None]) + jnp.sum(found["one"] * places)
+
+    x = draw(9)
+    places = np.arange(BATCH * LENGTH).reshape(BATCH, LENGTH)
+    with jax.enable_x64(True):
+        found = jax.jit(by_chunks, static_argnums=(0, 1))(of_each, chunk, x["hidden"], x["targets"])
+        np.testing.assert_allclose(
+            found["wide"], np.sin(x["hidden"]) * x["targets"][..., None], rtol=1e-12
+        )
+        np.testing.assert_allclose(found["one"], x["hidden"].sum(-1) ** 2, rtol=1e-12)
+        slope = np.cos(x["hidden"]) * x["targets"][..., None]
+        slope = places[..., None] * (slope + 2 * x["hidden"].sum(-1, keepdims=True))
+        found = jax.jit(jax.grad(weighed), static_argnums=1)(x["hidden"], chunk)
+        np.testing.assert_allclose(found, slope, rtol=1e-11, atol=1e-11)
 
 
 def test_token_log_probs():

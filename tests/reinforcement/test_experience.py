@@ -1,6 +1,7 @@
 """What roles say of trajectories, against whole forward passes without any padding in the way."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from instar.models.language_model import LanguageModel
 from instar.models.reward_model import RewardModel
 from instar.reinforcement.experience import Experience, Networks, make_assess
 
-TEMPERATURE, LONGEST = 0.6, 5
+TEMPERATURE, LONGEST = 0.6, 6
 STARTS, COUNTS = np.asarray([4, 1, 2, 3, 4, 1]), np.asarray([5, 2, 1, 3, 4, 5])
 REAL = np.arange(LONGEST) < COUNTS[:, None]
 # The roles need not be of one family.
@@ -46,15 +47,19 @@ def trajectories() -> Trajectories:
 
 
 @functools.cache
-def assessed(rows: int, filler: int = 0) -> Experience:
+def assessed(rows: int, filler: int = 0, loss_chunk: int = 0) -> Experience:
     drawn = trajectories()
     behind = np.arange(4 + LONGEST) >= (STARTS + COUNTS)[:, None]
     tokens = jnp.where(behind, filler, drawn.tokens)
     responses = jnp.where(REAL, drawn.responses, filler)
     drawn = Trajectories(**vars(drawn) | {"tokens": tokens, "responses": responses})
-    assess = jax.jit(make_assess(NETWORKS, temperature=TEMPERATURE, rows=rows))
     given = dict(params())
-    return jax.device_get(assess(given.pop("policy"), given.pop("critic"), given, drawn))
+    arguments = given.pop("policy"), given.pop("critic"), given, drawn
+    return jax.device_get(assess_with(rows, loss_chunk)(*arguments))
+
+
+def assess_with(rows: int, loss_chunk: int, networks: Networks = NETWORKS) -> jax.stages.Wrapped:
+    return jax.jit(make_assess(networks, temperature=TEMPERATURE, rows=rows, loss_chunk=loss_chunk))
 
 
 def before_each(model: LanguageModel, role: dict) -> np.ndarray:
@@ -99,12 +104,31 @@ def test_the_reward_model_reads_the_end_token():
             assert found[member, row] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize(("rows", "filler"), [(2, 0), (6, 9)])
-def test_neither_pieces_nor_padding_matter(rows, filler):
-    whole, other = assessed(rows=6), assessed(rows, filler)
+@pytest.mark.parametrize(("rows", "filler", "loss_chunk"), [(2, 0, 0), (6, 9, 0), (2, 0, 3)])
+def test_neither_pieces_nor_padding_matter(rows, filler, loss_chunk):
+    whole, other = assessed(rows=6), assessed(rows, filler, loss_chunk)
     for name in ("log_probs", "ref_log_probs", "entropy", "values", "base_log_probs"):
         a, b = getattr(whole, name), getattr(other, name)
         np.testing.assert_allclose(a[REAL], b[REAL], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(whole.scores, other.scores, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="4 rows do not divide the 6 responses"):
         assessed(4)
+
+
+@pytest.mark.parametrize("networks", [NETWORKS, Networks(POLICY, CRITIC, POLICY)])
+def test_chunks_leave_no_logits_of_all_positions(networks):
+    """Neither of the policy nor of the reference nor of a base; rows and chunks are joined."""
+
+    def shapes(loss_chunk: int) -> set[str]:
+        given = dict(params())
+        arguments = given.pop("policy"), given.pop("critic"), given, trajectories()
+        program = assess_with(3, loss_chunk, networks).trace(*arguments).jaxpr
+        return set(re.findall(rf"f32\[([\d,]*),{POLICY.spec.vocab_size}\]", str(program)))
+
+    assert f"3,{LONGEST}" in shapes(0)
+    # Besides those of a chunk there are the tables alone, of an embedding or a head.
+    chunked = shapes(2)
+    assert "3,2" in chunked and all(found.count(",") < 2 for found in chunked - {"3,2"})
+    assert f"3,{LONGEST}" not in chunked
+    with pytest.raises(ValueError, match="chunk 4 does not divide the 6 positions"):
+        shapes(4)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import types
 
 import jax
@@ -254,14 +255,14 @@ def expected_losses(policy, critic, config, trajectories, lessons, ptx) -> dict[
     return found
 
 
-@pytest.mark.parametrize("microbatch", [None, 2])
-def test_losses_and_gradients_are_those_of_the_formulas(microbatch):
+@pytest.mark.parametrize(("microbatch", "loss_chunk"), [(None, 0), (2, 0), (2, 2)])
+def test_losses_and_gradients_are_those_of_the_formulas(microbatch, loss_chunk):
     """Microbatches have unequal numbers of tokens, and a sum of their means would not do."""
     rng = np.random.default_rng(2)
     trajectories = draw_trajectories(rng)
     params = {"policy": draw_params(rng, VOCAB, VOCAB), "critic": draw_params(rng, VOCAB, 1)}
     lessons, ptx = draw_lessons(rng, trajectories, params["policy"]), draw_ptx(rng)
-    differentiate = make_gradients(NETWORKS, EVERYTHING, TEMPERATURE, microbatch, 0)
+    differentiate = make_gradients(NETWORKS, EVERYTHING, TEMPERATURE, microbatch, loss_chunk)
     gradients, stats = jax.jit(differentiate)(params, lessons, ptx, jax.random.key(0))
 
     def losses(params: dict) -> dict[str, float]:
@@ -282,6 +283,26 @@ def test_losses_and_gradients_are_those_of_the_formulas(microbatch):
                     ends.append(losses(params | {name: params[name] | {leaf: moved}})["loss"])
                 slope = (ends[0] - ends[1]) / (2 * step)
                 assert float(gradients[name][leaf][place]) == pytest.approx(slope, abs=1e-7)
+
+
+def test_chunks_change_no_gradient_and_leave_no_logits_of_all_positions():
+    rng = np.random.default_rng(5)
+    trajectories = draw_trajectories(rng)
+    params = {"policy": draw_params(rng, VOCAB, VOCAB), "critic": draw_params(rng, VOCAB, 1)}
+    inputs = draw_lessons(rng, trajectories, params["policy"]), draw_ptx(rng), jax.random.key(0)
+
+    def traced(loss_chunk: int) -> tuple[dict, str]:
+        program = jax.jit(make_gradients(NETWORKS, EVERYTHING, TEMPERATURE, None, loss_chunk))
+        return program(params, *inputs), str(program.trace(params, *inputs).jaxpr)
+
+    (whole, text), (chunked, chunked_text) = traced(0), traced(2)
+    assert_trees_close(chunked, whole)
+    # Whole they are [6, 4, 5], and [3, 6, 5] of the pretraining text; nor are chunks of them kept.
+    assert "[6,4,5]" in text and "[3,6,5]" in text
+    assert "[6,2,5]" in chunked_text and "[3,2,5]" in chunked_text
+    assert not re.search(r"\[6,4,5\]|\[3,6,5\]|\[\d+,6,2,5\]|\[\d+,3,2,5\]", chunked_text)
+    with pytest.raises(ValueError, match="chunk 3 does not divide the 4 positions"):
+        traced(3)
 
 
 # --- The updates of an iteration ----------------------------------------------------------------

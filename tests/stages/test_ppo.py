@@ -100,6 +100,7 @@ def settings(folder, finished_run, tiny_data) -> dict:
         "ptx": {"data": {"path": str(tiny_data), "sequence_length": 16}, "rows": 4},
         "ema": 0.5,
         "gold": {"short": {"function": "tiny_scorers:short", "arguments": {"share": 0.5}}},
+        "execution": {"loss_chunk": 2},
         # One that rings at once, and never clears.
         "alarms": {"baseline": 1, "window": 1, "kl": 1e-6},
         "evaluation": {"every": 4, "samples": 2},
@@ -290,6 +291,15 @@ def test_without_a_coefficient_it_collapses_and_says_so(folder, settings):
         ({"response": {"max_new_tokens": 9}}, "exceed the 16 positions of parent"),
         ({"reward": {"scorer": {"function": "gone_scorers:f"}}}, "gone_scorers cannot be imported"),
         ({"batch": {"size": 6}}, "must be a multiple of update.minibatch"),
+        (
+            {"execution": {"loss_chunk": 4}},
+            r"execution.loss_chunk \(4\) must divide response.max_new_tokens \(6\)",
+        ),
+        (
+            {"execution": {"loss_chunk": 6}},
+            r"execution.loss_chunk \(6\) must divide ptx.data.sequence_length \(16\)",
+        ),
+        ({"execution": {"loss_chunk": -2}}, "execution.loss_chunk must be 0 or more, not -2"),
         ({"prompts": {"path": "nowhere.jsonl", "max_length": 8}}, "nowhere.jsonl"),
     ],
 )

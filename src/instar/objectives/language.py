@@ -1,11 +1,14 @@
 """Next-token prediction."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from instar.objectives.masked import wide
+
+Tree = TypeVar("Tree")
 
 
 def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -25,15 +28,38 @@ def entropy(logits: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.exp(log_probs) * finite, axis=-1)
 
 
-def _sums(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> dict[str, jax.Array]:
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    return {
-        "nats": jnp.sum(weights * (log_z - chosen)),
-        "log_z_squared": jnp.sum(weights * jnp.square(log_z)),
-        "max_logit_squared": jnp.sum(weights * jnp.square(jnp.max(logits, axis=-1))),
-        "weight": jnp.sum(weights),
-    }
+def by_chunks(
+    function: Callable[..., Tree], chunk: int, hidden: jax.Array, *others: jax.Array
+) -> Tree:
+    """function(hidden, *others), computed on `chunk` positions of each row at a time.
+
+    What the function makes in between, such as logits, exists for one chunk only, and is computed
+    again in the backward pass. The positions of a chunk are spread over the row, so that each
+    device takes its share of every chunk where rows are split.
+
+    Args:
+      function: treats every position by itself: arrays [B, S, ...] -> a tree of arrays [B, S, ...].
+      chunk: 0, or at least S: all positions at once.
+      hidden, others: [B, S, ...].
+
+    Raises:
+      ValueError: `chunk` does not divide S.
+    """
+    batch, length = hidden.shape[:2]
+    if chunk <= 0 or chunk >= length:
+        return function(hidden, *others)
+    if length % chunk:
+        raise ValueError(f"chunk {chunk} does not divide the {length} positions of a row")
+
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(batch, chunk, length // chunk, *x.shape[2:]), 2, 0)
+
+    def join(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x, 0, 2).reshape(batch, length, *x.shape[3:])
+
+    one = jax.checkpoint(function)
+    found = jax.lax.map(lambda piece: one(*piece), tuple(map(split, (hidden, *others))))
+    return jax.tree.map(join, found)
 
 
 def next_token_sums(
@@ -45,10 +71,8 @@ def next_token_sums(
 ) -> dict[str, jax.Array]:
     """Sums over the targets of what a next-token loss is made of.
 
-    The head runs on `chunk` positions of each row at a time (0: on all at once), and its logits
-    are computed again in the backward pass, so that logits of [B, chunk, V] are all that exists.
-    The positions of a chunk are spread over the row, so that each device takes its share of every
-    chunk where rows are split.
+    The head runs on `chunk` positions of each row at a time, see `by_chunks`, so that logits of
+    [B, chunk, V] are all that exists.
 
     Args:
       hidden: [B, S, embed]. head: [..., embed] -> logits [..., V].
@@ -63,25 +87,17 @@ def next_token_sums(
     Raises:
       ValueError: `chunk` does not divide S.
     """
-    batch, length = targets.shape
-    if chunk <= 0 or chunk >= length:
-        return _sums(head(hidden), targets, weights)
-    if length % chunk:
-        raise ValueError(f"chunk {chunk} does not divide the {length} positions of a row")
 
-    def split(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(batch, chunk, length // chunk, *x.shape[2:]), 2, 0)
+    def of_each(hidden: jax.Array, targets: jax.Array) -> dict[str, jax.Array]:
+        logits = head(hidden)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        return {
+            "nats": log_z - chosen,
+            "log_z_squared": jnp.square(log_z),
+            "max_logit_squared": jnp.square(jnp.max(logits, axis=-1)),
+        }
 
-    @jax.checkpoint
-    def one(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> dict[str, jax.Array]:
-        return _sums(head(hidden), targets, weights)
-
-    def body(sums: dict, piece: tuple) -> tuple[dict, None]:
-        return jax.tree.map(jnp.add, sums, one(*piece)), None
-
-    pieces = (split(hidden), split(targets), split(weights))
-    zeros = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype),
-        jax.eval_shape(lambda p: one(*p), jax.tree.map(lambda x: x[0], pieces)),
-    )
-    return jax.lax.scan(body, zeros, pieces)[0]
+    found = by_chunks(of_each, chunk, hidden, targets)
+    sums = {name: jnp.sum(weights * value) for name, value in found.items()}
+    return sums | {"weight": jnp.sum(weights)}

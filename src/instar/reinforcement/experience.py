@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 from instar.generation.rollout import Trajectories
 from instar.models.language_model import LanguageModel, Params
 from instar.models.reward_model import RewardModel
-from instar.objectives.language import entropy, token_log_probs
+from instar.objectives.language import by_chunks, entropy, token_log_probs
 from instar.objectives.responses import length_mask
+
+Tree = TypeVar("Tree")
 
 
 @dataclass(frozen=True)
@@ -67,37 +70,55 @@ def response_hidden(
     return jnp.take_along_axis(hidden, before[..., None], axis=1)
 
 
-def make_assess(networks: Networks, *, temperature: float, rows: int) -> Assess:
+def make_assess(
+    networks: Networks, *, temperature: float, rows: int, loss_chunk: int = 0
+) -> Assess:
     """The function (policy, critic, frozen parameters by role, trajectories) -> experience.
 
-    `rows` responses are looked at at a time, which bounds the memory of their logits.
+    `rows` responses are looked at at a time, and heads of a vocabulary read `loss_chunk` positions
+    of each (0: all), which bounds the memory of their logits: float32 [rows, loss_chunk, V].
 
     Raises:
-      ValueError: `rows` does not divide the number of responses.
+      ValueError: `rows` does not divide the number of responses, or `loss_chunk` their positions.
     """
 
-    def of_language(
-        model: LanguageModel, params: Params, part: Trajectories, temperature: float
-    ) -> jax.Array:
-        hidden = _hidden(model, params, part)
-        return model.head(params)(hidden) / temperature
+    def read(
+        model: LanguageModel,
+        params: Params,
+        part: Trajectories,
+        of_logits: Callable[[jax.Array, jax.Array], Tree],
+    ) -> Tree:
+        """What is read of each token, [rows, T], from logits and the tokens that were drawn."""
+        head, hidden = model.head(params), _hidden(model, params, part)
+
+        def of_hidden(hidden: jax.Array, responses: jax.Array) -> Tree:
+            return of_logits(head(hidden), responses)
+
+        return by_chunks(of_hidden, loss_chunk, hidden, part.responses)
+
+    def of_policy(logits: jax.Array, responses: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = logits / temperature
+        return token_log_probs(logits, responses), entropy(logits)
+
+    def of_reference(logits: jax.Array, responses: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return token_log_probs(logits / temperature, responses), token_log_probs(logits, responses)
 
     def one(policy: Params, critic: Params, frozen: dict, part: Trajectories) -> Experience:
-        logits = of_language(networks.policy, policy, part, temperature)
+        log_probs, spread = read(networks.policy, policy, part, of_policy)
         scores = None
         if networks.reward is not None:
             whole = part.prompt_lengths + part.lengths
             scores = networks.reward.scores(frozen["reward"], part.tokens, whole)
-        ref_logits = of_language(networks.reference, frozen["reference"], part, 1.0)
-        base_logits = ref_logits
+        reference = frozen["reference"]
+        ref_log_probs, base_log_probs = read(networks.reference, reference, part, of_reference)
         if networks.base is not None:
-            base_logits = of_language(networks.base, frozen["base"], part, 1.0)
+            base_log_probs = read(networks.base, frozen["base"], part, token_log_probs)
         return Experience(
-            log_probs=token_log_probs(logits, part.responses),
-            ref_log_probs=token_log_probs(ref_logits / temperature, part.responses),
-            entropy=entropy(logits),
+            log_probs=log_probs,
+            ref_log_probs=ref_log_probs,
+            entropy=spread,
             values=networks.critic.value_head(critic)(_hidden(networks.critic, critic, part)),
-            base_log_probs=token_log_probs(base_logits, part.responses),
+            base_log_probs=base_log_probs,
             scores=None if scores is None else scores.T,
         )
 

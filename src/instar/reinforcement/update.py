@@ -11,7 +11,7 @@ import optax
 from instar.generation.rollout import Trajectories
 from instar.models.language_model import Params
 from instar.objectives import masked
-from instar.objectives.language import next_token_sums, token_log_probs
+from instar.objectives.language import by_chunks, next_token_sums, token_log_probs
 from instar.objectives.policy import importance_weights, ppo_policy_loss, ppo_value_loss
 from instar.objectives.responses import adjust_scores, length_mask
 from instar.objectives.rewards import adaptive_beta, decayed_beta, gae, kl, shape_rewards
@@ -72,7 +72,8 @@ def make_improve(
 
     An update whose losses or gradients are not finite changes nothing. Responses are taken in a
     new order in each epoch, drawn from the state's key; `microbatch` of them are in a gradient at
-    once (None: all of an update).
+    once (None: all of an update), and the policy's head reads `loss_chunk` positions of each row at
+    a time (0: all), which must divide the responses' positions and those of the pretraining text.
     """
     differentiate = make_gradients(networks, config, temperature, microbatch, loss_chunk)
 
@@ -260,10 +261,14 @@ def make_gradients(
         mask = length_mask(part.lengths, part.responses.shape[1])
         share = jnp.sum(mask) / batch["total"]
         where = (part.tokens, part.prompt_lengths, part.lengths, mask.shape[1])
+        head = networks.policy.head(params[POLICY])
+
+        def log_probs(hidden: jax.Array, responses: jax.Array) -> jax.Array:
+            return token_log_probs(head(hidden) / temperature, responses)
+
         hidden = response_hidden(networks.policy, params[POLICY], *where)
-        logits = networks.policy.head(params[POLICY])(hidden) / temperature
         policy_loss, policy_stats = ppo_policy_loss(
-            token_log_probs(logits, part.responses),
+            by_chunks(log_probs, loss_chunk, hidden, part.responses),
             part.old_log_probs,
             part.advantages,
             mask,
@@ -298,13 +303,7 @@ def make_gradients(
                 positions=rows["positions"],
                 segment_ids=rows["segment_ids"],
             )
-            sums = next_token_sums(
-                hidden,
-                networks.policy.head(params[POLICY]),
-                rows["targets"],
-                rows["weights"],
-                loss_chunk,
-            )
+            sums = next_token_sums(hidden, head, rows["targets"], rows["weights"], loss_chunk)
             stats["ptx_loss"] = sums["nats"] / batch["ptx_total"]
             loss += config.ptx_coefficient * stats["ptx_loss"]
         return loss, stats | {"loss": loss}

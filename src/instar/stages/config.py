@@ -49,10 +49,16 @@ class ExecutionConfig:
 class LanguageExecutionConfig(ExecutionConfig):
     """How the step of a stage that predicts tokens is computed.
 
-    `loss_chunk` is how many positions of each row the head reads at a time (0: all).
+    `loss_chunk` is how many positions of each row the head of a vocabulary reads at a time (0:
+    all), in the loss and in held-out evaluation; under PPO, of each response as policy, reference
+    and base read it, and of the pretraining text. It divides the length of what it reads.
     """
 
     loss_chunk: int = 0
+
+    def check(self) -> None:
+        if self.loss_chunk < 0:
+            raise UserError(f"execution.loss_chunk must be 0 or more, not {self.loss_chunk}")
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,16 @@ class PpoConfig(RunConfig):
                 f"ptx.rows ({self.ptx.rows}) must be a multiple of the {minibatch // micro} "
                 "microbatches of an update"
             )
+        read = {"response.max_new_tokens": self.response.max_new_tokens}
+        if self.ptx is not None:
+            read["ptx.data.sequence_length"] = self.ptx.data.sequence_length
+        chunk = self.execution.loss_chunk
+        for name, length in read.items():
+            if chunk and length % chunk:
+                raise UserError(
+                    f"execution.loss_chunk ({chunk}) must divide {name} ({length}); 0 reads all of "
+                    "it at once"
+                )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise UserError(f"ema must be in [0, 1), not {self.ema}")
 

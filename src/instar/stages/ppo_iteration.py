@@ -76,7 +76,12 @@ class Player:
             )
         )
         self._assess = jax.jit(
-            make_assess(networks, temperature=response.temperature, rows=config.microbatch)
+            make_assess(
+                networks,
+                temperature=response.temperature,
+                rows=config.microbatch,
+                loss_chunk=config.execution.loss_chunk,
+            )
         )
         self._watch = jax.jit(_watch)
 
