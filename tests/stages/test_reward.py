@@ -1,6 +1,7 @@
 """`instar reward`: from comparisons to a model that scores texts, and that goes on where it was."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import random
@@ -135,6 +136,36 @@ def test_its_files_tell_what_it_is_worth(trained, finished_run):
     assert [line["step"] for line in lines if "eval/same/accuracy" in line] == [20, 40]
     lineage = json.loads((trained / "checkpoints" / "40" / "lineage" / "lineage.json").read_text())
     assert (lineage["stage"], lineage["parent"]["stage"]) == ("reward", "pretrain")
+
+
+def test_rankings_are_learnt_from_and_judged_by(config, trained, tmp_path):
+    """The accuracy is over the pairs of each prompt, as a user would count them."""
+    rng, lines = random.Random(2), []
+    for prompt in "aeion":
+        completions = [" " + " ".join(rng.choices(WORDS, k=3)) for _ in range(4)]
+        ranks = [text.count("o") - text.count("n") for text in completions]
+        lines.append({"prompt": prompt, "completions": completions, "ranks": ranks})
+    path = tmp_path / "rankings.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    changes = {
+        "parent": str(trained),
+        "chat_template": None,
+        "data": PreferenceConfig(str(path), "rankings", 4, 16),
+        "steps": 2,
+        "normalise": NormaliseConfig(),
+        "evaluation": dataclasses.replace(config.evaluation, sets={"same": str(path)}),
+    }
+    reward(dataclasses.replace(config, **changes), str(tmp_path / "run"))
+    model, earned = load(tmp_path / "run"), []
+    for line in lines:
+        scores = model.score([line["prompt"]] * 4, line["completions"])
+        for one, other in itertools.permutations(range(4), 2):
+            if line["ranks"][one] < line["ranks"][other]:
+                earned.append(float(scores[one] > scores[other]))
+    found = json.loads((tmp_path / "run/reward.json").read_text())["sets"]["same"]
+    assert len(earned) > 10 and found["texts"] == 20
+    assert found["accuracy"]["value"] == pytest.approx(np.mean(earned))
+    assert sum(each["pairs"] for each in found["by_gap"]) == len(earned)
 
 
 def test_it_goes_on_bit_for_bit(trained, config, tmp_path):
