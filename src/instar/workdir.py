@@ -35,17 +35,19 @@ def write_json(path: epath.Path, value: Any) -> None:
     Numbers that are not finite become null.
     """
     partial = path.parent / f"{path.name}.partial"
-    partial.write_text(json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+    partial.write_text(json.dumps(json_ready(value), indent=2, allow_nan=False) + "\n")
     partial.replace(path)
 
 
-def finite(value: Any, instead: Callable[[float], Any] = lambda number: None) -> Any:
+def json_ready(value: Any, instead: Callable[[float], Any] = lambda number: None) -> Any:
     """`value` with what `instead` makes of the numbers that JSON has no name for: NaN, infinity."""
     if isinstance(value, float) and not math.isfinite(value):
         return instead(value)
     if isinstance(value, Mapping):
-        return {key: finite(item, instead) for key, item in value.items()}
-    return [finite(item, instead) for item in value] if isinstance(value, list | tuple) else value
+        return {key: json_ready(item, instead) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item, instead) for item in value]
+    return value
 
 
 def claim(workdir: epath.Path, config: Any) -> None:

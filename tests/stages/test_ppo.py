@@ -334,6 +334,7 @@ def test_prompts_that_are_left_out_are_told(folder, settings, tmp_path, capsys):
         ("path", "held_out"), str(tmp_path / "some.jsonl")
     )
     changes = {"prompts": prompts, "reward": {"scorer": {"function": "gone_scorers:f"}}}
+    changes |= {"mesh": {"data": 8}, "batch": {"size": 64}, "update": {"minibatch": 64}}
     with pytest.raises(UserError, match="gone_scorers cannot be imported"):
         ppo(build(settings | changes, PpoConfig), str(tmp_path / "run"))
     told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]

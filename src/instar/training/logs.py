@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from instar.errors import RunError
-from instar.workdir import finite
+from instar.workdir import json_ready
 
 
 def read_records(path: epath.Path) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def open_log(path: epath.Path, resume_step: int) -> AppendLog | RewriteLog:
 
 
 def _encode(record: Mapping[str, Any]) -> str:
-    text = json.dumps(finite(record, instead=str), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(json_ready(record, instead=str), ensure_ascii=False, allow_nan=False)
     # Half a surrogate pair, which UTF-8 refuses, becomes its JSON escape.
     return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
