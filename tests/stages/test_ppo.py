@@ -288,7 +288,7 @@ def test_without_a_coefficient_it_collapses_and_says_so(folder, settings):
         ({"critic": {"parent": "PARENT"}}, "critic.parent is a language model"),
         ({"base": "REWARD"}, "base is a reward model"),
         ({"chat_template": None}, "has no chat template of its own"),
-        ({"response": {"max_new_tokens": 9}}, "exceed the 16 positions of parent"),
+        ({"response": {"max_new_tokens": 10}}, "exceed the 16 positions of parent"),
         ({"reward": {"scorer": {"function": "gone_scorers:f"}}}, "gone_scorers cannot be imported"),
         ({"batch": {"size": 6}}, "must be a multiple of update.minibatch"),
         (
