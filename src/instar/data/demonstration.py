@@ -253,7 +253,7 @@ def _write(folder: epath.Path, files: Records, facts: dict) -> dict:
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             write_text(path, "".join(lines))
-            written[name] = {"records": len(records), "sha256": file_digest(path)}
+            written[name] = {"records": len(records), "sha256": file_digest(path, "--to")}
         facts = {**facts, "files": written}
         write_json(folder / FACTS, facts)
     except OSError as error:
