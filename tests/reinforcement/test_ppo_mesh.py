@@ -23,7 +23,9 @@ from instar.reinforcement.roles import (
     RolesConfig,
     footprint,
     for_generation,
+    frozen_dtype,
     generation_footprint,
+    in_dtype,
     memory_table,
     role_shardings,
 )
@@ -152,7 +154,7 @@ def test_the_footprint_is_the_memory_that_the_arrays_take(placement):
             if shard.device == jax.devices()[0]
         )
 
-    halves = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
+    halves = in_dtype(params, model.axes, jnp.dtype(jnp.bfloat16))
     frozen = footprint("reward", config, mesh, model, jnp.dtype(jnp.bfloat16))
     assert (frozen.params_bytes, frozen.rest_bytes) == (held(halves), 0)
     assert frozen.parameters == sum(x.size for x in jax.tree.leaves(params))
@@ -169,6 +171,20 @@ def test_the_footprint_is_the_memory_that_the_arrays_take(placement):
     )
     big = dataclasses.replace(trained, params_bytes=3 * 2**20, rest_bytes=2**19)
     assert "in all 3.5 MiB a device" in memory_table([big])
+
+
+@pytest.mark.parametrize("compute", [jnp.float32, jnp.bfloat16])
+def test_a_frozen_role_says_what_its_masters_would(compute):
+    """In the dtype that a run computes in: the KL of a policy from its own copy is 0 exactly."""
+    model = LanguageModel(SPEC, Execution(dtype=jnp.dtype(compute)))
+    masters, tokens = random_params(model, 0), jnp.arange(12).reshape(2, 6)
+    dtype = frozen_dtype(RoleConfig(), model.execution.dtype)
+    frozen = in_dtype(masters, model.axes, dtype)
+    found = {leaf.dtype for leaf in jax.tree.leaves(frozen)}
+    assert found == {jnp.dtype(compute), jnp.dtype(jnp.float32)}
+    said = (jax.jit(model.logits)(params, tokens) for params in (masters, frozen))
+    np.testing.assert_array_equal(*said)
+    assert frozen_dtype(RoleConfig(dtype="bfloat16"), jnp.dtype(compute)) == jnp.bfloat16
 
 
 @pytest.mark.parametrize(("generation", "devices"), [("rows", 2), ("heads", 4)])

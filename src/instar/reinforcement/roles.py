@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from instar.models.language_model import LanguageModel
+from instar.models.language_model import LanguageModel, Params
 from instar.models.parameters import Axes
 from instar.models.reward_model import RewardModel
 from instar.sharding import rules
@@ -22,8 +22,11 @@ class RoleConfig:
     """Where a role's parameters are, and in which dtype if it is a frozen one.
 
     `sharded` splits them over the mesh by the rule table, `replicated` keeps them whole on every
-    device. `auto` is bfloat16 on accelerators and float32 on a CPU, whose products of bfloat16 are
-    slower. What is trained has float32 masters in any case.
+    device. `auto` is the dtype that the run computes in (`compute_dtype`): a frozen role then says
+    exactly what it would say with float32 masters, so that the KL is 0 at the start. `bfloat16`
+    halves the memory of a run in float32, whose reference is then a rounded copy. Vectors (norms,
+    biases, the head of a reward) and routers, which compute in float32, stay float32, and so do the
+    masters of what is trained.
     """
 
     placement: Placement = "sharded"
@@ -50,11 +53,22 @@ class RolesConfig:
 TRAINED = ("policy", "critic")
 
 
-def frozen_dtype(config: RoleConfig) -> jnp.dtype:
-    """The dtype of a frozen role's parameters."""
-    if config.dtype != "auto":
-        return jnp.dtype(config.dtype)
-    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+def frozen_dtype(config: RoleConfig, compute: jnp.dtype) -> jnp.dtype:
+    """The dtype of a frozen role's matrices and tables, in a run that computes in `compute`."""
+    return jnp.dtype(compute if config.dtype == "auto" else config.dtype)
+
+
+def in_dtype(params: Params, axes: dict, dtype: jnp.dtype) -> Params:
+    """Parameters as a role holds them: matrices and tables in `dtype`, the rest in float32.
+
+    The rest are vectors and routers, whose values are used as they are in any compute dtype.
+    """
+
+    def cast(axes: Axes, leaf: jax.Array) -> jax.Array:
+        exact = axes.kind == "vector" or "router" in axes.names
+        return leaf.astype(jnp.float32 if exact else dtype)
+
+    return jax.tree.map(cast, axes, params)
 
 
 def role_shardings(config: RoleConfig, mesh: Mesh, tree: object, axes: dict) -> object:
@@ -97,16 +111,16 @@ def footprint(
 ) -> Footprint:
     """What a role holds on one device; `opt_state` are the shapes of a trained one's."""
 
-    def size(tree: object, dtype: jnp.dtype | None = None) -> int:
+    def size(tree: object) -> int:
         shardings = role_shardings(config, mesh, tree, model.axes)
         return sum(
-            math.prod(sharding.shard_shape(leaf.shape)) * jnp.dtype(dtype or leaf.dtype).itemsize
+            math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
             for leaf, sharding in zip(
                 jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True
             )
         )
 
-    params = size(model.shapes, dtype)
+    params = size(jax.eval_shape(lambda tree: in_dtype(tree, model.axes, dtype), model.shapes))
     rest = 0 if opt_state is None else params + size(opt_state)
     count = sum(leaf.size for leaf in jax.tree.leaves(model.shapes))
     return Footprint(role, count, params, rest, jnp.dtype(dtype).name, config.placement)

@@ -23,6 +23,7 @@ from instar.reinforcement.roles import (
     footprint,
     frozen_dtype,
     generation_footprint,
+    in_dtype,
     memory_table,
     role_shardings,
 )
@@ -144,7 +145,8 @@ def read_frozen(config: PpoConfig, roles: Roles, networks: Networks, mesh: Mesh)
         if model is None:
             continue
         settings = getattr(config.roles, role)
-        params = opened.read(model, frozen_dtype(settings), mesh)
+        dtype = frozen_dtype(settings, model.execution.dtype)
+        params = in_dtype(opened.read(model, jnp.dtype(jnp.float32), mesh), model.axes, dtype)
         shardings = role_shardings(settings, mesh, params, model.axes)
         frozen[role] = jax.device_put(params, shardings)
     return frozen
@@ -157,8 +159,9 @@ def print_memory(config: PpoConfig, networks: Networks, template: TrainState, me
         if model is None:
             continue
         settings = getattr(config.roles, role)
-        dtype = jnp.dtype(jnp.float32) if role in TRAINED else frozen_dtype(settings)
-        opt_state = template.opt_state[role] if role in TRAINED else None
+        dtype, opt_state = frozen_dtype(settings, model.execution.dtype), None
+        if role in TRAINED:
+            dtype, opt_state = jnp.dtype(jnp.float32), template.opt_state[role]
         found.append(footprint(role, settings, mesh, model, dtype, opt_state))
     found.append(generation_footprint(config.roles, mesh, networks.policy))
     if jax.process_index() == 0:
