@@ -7,6 +7,7 @@ import json
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,19 @@ def test_a_run_that_is_killed_and_stopped_goes_on_bit_for_bit(folder, settings, 
         assert {n: found[n] for n in found.keys() - clock} == {
             n: expected[n] for n in expected.keys() - clock
         }
+
+
+def test_a_run_whose_prompts_have_changed_does_not_go_on(folder, settings, alone):
+    shutil.copytree(alone, folder / "changed")
+    for name in ("prompts", "held_out"):
+        path = folder / f"{name}.jsonl"
+        path.rename(folder / f"{name}.kept")
+        path.write_text(json.dumps({"prompt": "the film"}))
+    done = run(settings, folder / "changed")
+    for name in ("prompts", "held_out"):
+        (folder / f"{name}.kept").replace(folder / f"{name}.jsonl")
+    assert done.returncode == 2
+    assert "prompts.path, prompts.held_out: no longer what the run in" in done.stderr
 
 
 @pytest.mark.exhaustive

@@ -178,6 +178,17 @@ def test_it_goes_on_bit_for_bit(trained, config, tmp_path):
     assert losses(again) == losses(trained)
 
 
+def test_it_does_not_go_on_with_other_data(trained, config, ratings, tmp_path):
+    again, content = tmp_path / "run", ratings.read_text()
+    shutil.copytree(trained, again)
+    ratings.write_text(content.replace('"rating": 1', '"rating": 2'))
+    try:
+        with pytest.raises(UserError, match=r"^data: no longer what the run in .* restore it"):
+            reward(config, str(again))
+    finally:
+        ratings.write_text(content)
+
+
 @pytest.mark.exhaustive
 def test_devices_that_would_share_a_row_read_rows_of_their_own(trained, config, tmp_path):
     again = tmp_path / "run"

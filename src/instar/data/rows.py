@@ -97,7 +97,7 @@ class TrainingRows:
                 raise UserError(f"data.weights.{name} must not be negative ({weight})")
         names = sources_read(dataset, weights)
         self._sources = [dataset.sources[name] for name in names]
-        self._dataset = dataset
+        self.dataset = dataset
         self._indexes = [source.pack_index(split, sequence_length) for source in self._sources]
         empty = [n for n, index in zip(names, self._indexes, strict=True) if not index.rows]
         if empty or not names:
@@ -149,7 +149,7 @@ class TrainingRows:
 
         Rows of plain text that come between the dialogues count as rows, and not as epochs.
         """
-        dialogues = self._dataset.dialogues
+        dialogues = self.dataset.dialogues
         chosen = np.array([source.name in dialogues for source in self._sources])
         chosen |= not chosen.any()
         rows = np.array([index.rows for index in self._indexes])

@@ -66,6 +66,26 @@ def pin(workdir: epath.PathLike, role: str, path: epath.PathLike, *, needed: boo
     raise UserError(gone)
 
 
+def check_data(workdir: epath.PathLike, data: str | dict[str, str]) -> None:
+    """Sees that a run goes on with the data that its newest checkpoint was made of.
+
+    Args:
+      data: what the run's lineage says: a digest, or several by the field that names each.
+
+    Raises:
+      UserError: some of it is not what it was.
+    """
+    before = _own_checkpoint(epath.Path(workdir))[1].get("data")
+    old, new = (x if isinstance(x, dict) else {"data": x} for x in (before, data))
+    # An earlier release may not have written down all of them.
+    changed = [name for name in new if old.get(name) not in (None, new[name])]
+    if changed:
+        raise UserError(
+            f"{', '.join(changed)}: no longer what the run in {workdir} began with: restore it, or "
+            "choose a new --workdir"
+        )
+
+
 def hold(workdir: epath.PathLike, role: str, opened: Opened) -> None:
     """Writes down in a claimed workdir which model `opened` is; the first word holds."""
     workdir = epath.Path(workdir)

@@ -76,6 +76,12 @@ def ppo(config: PpoConfig, workdir: str) -> TrainState:
     gold = {name: open_scorer(each, example) for name, each in config.gold.items()}
     pretraining = open_pretraining(config, encoder, networks.policy.spec)
 
+    data = {"prompts.path": prompts.digest}
+    if held_out is not None:
+        data["prompts.held_out"] = held_out.digest
+    if pretraining is not None:
+        data["ptx.data"] = pretraining.dataset.digest
+
     # What changes, and how.
     learners = make_learners(config, networks)
     template = make_template(config, networks, learners, mesh)
@@ -110,7 +116,7 @@ def ppo(config: PpoConfig, workdir: str) -> TrainState:
         frozen=frozen,
         inputs=make_inputs(config, prompts, pretraining, player, mesh),
         start={"prompt": 0, "row": 0},
-        lineage=functools.partial(describe_lineage, config, roles, encoder, prompts),
+        lineage=functools.partial(describe_lineage, config, roles, encoder, data),
         observe=lambda position: {"epoch/prompts": position["prompt"] / len(prompts)},
         flops_per_token=cost,
         peak=peak,
@@ -222,17 +228,17 @@ def describe_lineage(
     config: PpoConfig,
     roles: Roles,
     encoder: CompletionEncoder,
-    prompts: PromptSet,
+    data: dict[str, str],
     position: Position,
 ) -> dict:
-    """Where a checkpoint comes from: its parent, and the models that judged it."""
+    """Where a checkpoint comes from: its parent, its data, and the models that judged it."""
     others = {"reward": roles.reward, "critic": roles.critic, "base": roles.base}
     length = config.prompts.max_length + config.response.max_new_tokens
     judged = {name: opened.lineage for name, opened in others.items() if opened is not None}
     return judged | {
         "parent": roles.parent.lineage,
         "tokenizer": encoder.tokenizer.digest,
-        "data": prompts.digest,
+        "data": data,
         "tokens": position["prompt"] * length,
         "instar": metadata.version("instar"),
     }

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from instar.config import to_dict
 from instar.evaluation.report import write_report
 from instar.interchange.card import ModelCard
+from instar.interchange.parents import check_data
 from instar.models.language_model import LanguageModel, Params
 from instar.models.parameters import Initialization
 from instar.models.reward_model import RewardModel
@@ -132,7 +133,13 @@ def conduct(
     folder: epath.Path,
     conclude: Callable[[TrainState], None] = lambda state: None,
 ) -> TrainState:
-    """Runs a stage to its end in a claimed folder, concludes, and writes the report."""
+    """Runs a stage to its end in a claimed folder, concludes, and writes the report.
+
+    Raises:
+      UserError: the run began with other data.
+      RunError: the run cannot go on.
+    """
+    check_data(folder, stage.lineage(stage.start)["data"])
     loop = LoopConfig(config.steps, config.checkpoint, config.failure, config.logging)
     state = train(stage, loop, folder, to_dict(config))
     conclude(state)
