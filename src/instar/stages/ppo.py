@@ -103,7 +103,8 @@ def ppo(config: PpoConfig, workdir: str) -> TrainState:
     evaluations = ()
     if held_out is not None:
         settings = config.evaluation
-        measure = HeldOut(player, held_out, frozen, config.batch.size, settings.samples)
+        indices = held_out.batch(config.seed, 0, config.batch.size)
+        measure = HeldOut(player, held_out, indices, frozen, settings.samples)
         evaluations = (Evaluation("held_out", settings.every, measure),)
     peak, cost = peak_of_devices(), flops_per_token(config, networks)
     facts = facts_of(mesh, peak, parameter_count(card.spec).total, cost)

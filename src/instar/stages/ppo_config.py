@@ -18,7 +18,8 @@ class PromptsConfig:
 
     Attributes:
       path: JSON lines with "prompt", a text or messages.
-      held_out: such a file, on which policy and reference are compared; None for none.
+      held_out: such a file, on `batch.size` prompts of which policy and reference are compared,
+        see `PpoEvaluationConfig`; None for none.
       max_length: prompts of more tokens are left out.
     """
 
@@ -97,8 +98,10 @@ class PtxConfig:
 
 @dataclass(frozen=True)
 class PpoEvaluationConfig:
-    """Every `every` iterations policy and reference answer the held-out prompts.
+    """Every `every` iterations policy and reference answer held-out prompts.
 
+    They are `batch.size` of them, always the same, drawn by the run's seed; where the file has
+    fewer, each is answered several times.
     `samples` of the answers are kept side by side.
     """
 

@@ -184,14 +184,26 @@ def _seeds(state: TrainState, count: int) -> jax.Array:
 
 
 class HeldOut:
-    """The evaluation: policy and reference answer the same prompts, with the same seeds."""
+    """The evaluation: policy and reference answer the same prompts, with the same seeds.
 
-    def __init__(self, player: Player, prompts: PromptSet, frozen: Frozen, size: int, samples: int):
+    Args:
+      indices: int [B], which of the prompts, as many as an iteration has responses, so that the
+        programs are the same.
+      samples: how many answers are kept side by side.
+    """
+
+    def __init__(
+        self,
+        player: Player,
+        prompts: PromptSet,
+        indices: np.ndarray,
+        frozen: Frozen,
+        samples: int,
+    ):
         self._player, self._frozen, self._samples = player, frozen, samples
-        indices = np.arange(size) % len(prompts)
         self._prompts = [prompts.prompts[index] for index in indices]
         self._placed = player.place(prompts, indices)
-        self._seeds = jnp.arange(size, dtype=jnp.uint32)
+        self._seeds = jnp.arange(len(indices), dtype=jnp.uint32)
         self._reference: tuple[Answers, Scalars] | None = None
 
     def __call__(self, state: TrainState) -> tuple[Scalars, list[dict]]:
