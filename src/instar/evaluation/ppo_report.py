@@ -30,7 +30,8 @@ from instar.schema import build
 
 FORMULA = (
     "what each model reads of a response, and how often: the policy as it draws it, once more, and "
-    "at the cost of three passes in each epoch, as does the critic, every other model once"
+    "at the cost of three passes in each epoch, as does the critic, every other model once; "
+    "and three passes of the policy over the pretraining text of each update, where there is any"
 )
 HELD_OUT = "held_out/"
 # Of the held-out table: label, metric, format.

@@ -207,7 +207,8 @@ def flops_per_token(config: PpoConfig, networks: Networks) -> float:
     """Model FLOP of an iteration for each of its tokens: what each role reads, and how often.
 
     The policy reads a response as it draws it and once more, and, like the critic, at the cost of
-    three passes in each epoch; every other role reads it once.
+    three passes in each epoch; every other role reads it once. So, by three passes of the policy,
+    are the rows of pretraining text that go with each update, which are no tokens of an iteration.
     """
     length = config.prompts.max_length + config.response.max_new_tokens
     trained = 3 * config.update.epochs
@@ -215,13 +216,18 @@ def flops_per_token(config: PpoConfig, networks: Networks) -> float:
     def cost(model: LanguageModel | RewardModel | None) -> float:
         return 0.0 if model is None else forward_flops_per_token(model.spec, length)
 
-    members = networks.reward.members if networks.reward else 0
+    members, pretraining = networks.reward.members if networks.reward else 0, 0.0
+    if config.ptx is not None:
+        sequence = config.ptx.data.sequence_length
+        read = config.updates * config.ptx.rows * sequence / (config.batch.size * length)
+        pretraining = 3 * read * forward_flops_per_token(networks.policy.spec, sequence)
     return (
         cost(networks.policy) * (2 + trained)
         + cost(networks.critic) * (1 + trained)
         + cost(networks.reference)
         + cost(networks.reward) * members
         + cost(networks.base)
+        + pretraining
     )
 
 
