@@ -15,15 +15,17 @@ A field that is left out takes its default. Inside a nested dataclass that has a
 the fields left out come from that instance, so that changing one key changes only that key.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import math
+import re
 import reprlib
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union
 
 from instar.errors import UserError
@@ -185,8 +187,25 @@ def _convert_dataclass(value: Any, schema: type, path: str, base: Any) -> Any:
             result[key] = convert(default, kind, field_path, default)
     config = schema(**result)
     if callable(getattr(schema, "check", None)):
-        config.check()
+        with located(path):
+            config.check()
     return config
+
+
+@contextlib.contextmanager
+def located(path: str) -> Iterator[None]:
+    """Gives the fields that a `UserError` calls section.field the whole path of the section.
+
+    A dataclass may be a section of several others (`optimizer`, `critic.optimizer`), and its check
+    knows its usual name alone, the last of the path.
+    """
+    name = path.rpartition(".")[2]
+    try:
+        yield
+    except UserError as error:
+        if not name.isidentifier():
+            raise
+        raise UserError(re.sub(rf"(?<![\w.]){name}\.(?=[a-z])", f"{path}.", str(error))) from None
 
 
 # ---------------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ def ppo(config: PpoConfig, workdir: str) -> TrainState:
     folder = epath.Path(workdir)
     mesh = make_mesh(config.mesh.of_whole_rows())
     make_layout(dataclasses.replace(config.batch, microbatch=config.microbatch), mesh)
+    check_pretraining_rows(config, mesh)
 
     # Who takes part, what they are asked, and by what the answers are judged.
     roles = open_roles(config, folder)
@@ -143,6 +144,19 @@ def open_prompts(config: PpoConfig, encoder: CompletionEncoder, name: str) -> Pr
     return prompts
 
 
+def check_pretraining_rows(config: PpoConfig, mesh: Mesh) -> None:
+    """Raises UserError where the rows of an update do not divide over microbatches and mesh."""
+    if config.ptx is None:
+        return
+    shards, microbatches = rules.batch_shards(mesh), config.update.minibatch // config.microbatch
+    if config.ptx.rows % (microbatches * shards):
+        raise UserError(
+            f"ptx.rows ({config.ptx.rows}) cannot be split evenly over the {microbatches} "
+            f"microbatches of an update and {rules.axes_told(mesh, rules.RULES['batch'])} = "
+            f"{shards}: make ptx.rows a multiple of {microbatches * shards}"
+        )
+
+
 def open_pretraining(
     config: PpoConfig, encoder: CompletionEncoder, spec: ModelSpec
 ) -> TrainingRows | None:
@@ -155,6 +169,11 @@ def open_pretraining(
         raise UserError(
             f"ptx.data {data.path} was prepared with another tokenizer than that of parent "
             f"{config.parent}"
+        )
+    if data.sequence_length > spec.max_positions:
+        raise UserError(
+            f"ptx.data.sequence_length ({data.sequence_length}) exceeds the {spec.max_positions} "
+            f"positions of parent {config.parent}"
         )
     check_dataset(spec, dataset, data)
     return TrainingRows(

@@ -8,8 +8,9 @@ from instar.evaluation.scorers import ScorerConfig
 from instar.objectives.rewards import ADAPTIVE_LIMIT
 from instar.reinforcement.config import UpdateConfig
 from instar.reinforcement.roles import RolesConfig
+from instar.schema import located
 from instar.stages.config import DataConfig, LanguageExecutionConfig, RunConfig
-from instar.training.optimizer import OptimizerConfig, ScheduleConfig
+from instar.training.optimizer import OptimizerConfig, ScheduleConfig, make_schedule
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,8 @@ class PpoConfig(RunConfig):
                     f"execution.loss_chunk ({chunk}) must divide {name} ({length}); 0 reads all of "
                     "it at once"
                 )
+        with located("critic.schedule"):
+            make_schedule(self.critic.schedule, self.steps, self.batch)
         if self.ema is not None and not 0 <= self.ema < 1:
             raise UserError(f"ema must be in [0, 1), not {self.ema}")
 
