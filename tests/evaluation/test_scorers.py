@@ -123,3 +123,5 @@ def test_an_example_tries_it_at_once():
     assert open_scorer(config("length"), example="p")
     with pytest.raises(UserError, match="raised KeyError"):
         open_scorer(config("raises"), example="p")
+    with pytest.raises(UserError, match=r"one number for each of the 2 completions"):
+        open_scorer(config("returns", what="few"), example="p")

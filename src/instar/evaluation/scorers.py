@@ -47,8 +47,8 @@ def open_scorer(config: ScorerConfig, example: Prompt | None = None) -> Scorer:
     """The scorer that `config` names, with its results checked.
 
     Args:
-      example: a prompt that it is tried on at once, with an empty completion, so that a library or
-        a file that it lacks is missed before anything else begins; None to try nothing.
+      example: a prompt that it is tried on at once, with two completions, so that a library, a
+        file or a score for each that it lacks is missed before anything else; None to try nothing.
 
     Returns:
       A function from prompts and completions, N of each, to float64 [N]. It raises UserError where
@@ -74,7 +74,7 @@ def open_scorer(config: ScorerConfig, example: Prompt | None = None) -> Scorer:
         return _checked(scores, len(completions), config.function)
 
     if example is not None:
-        score([example], [""])
+        score([example] * 2, ["", " yes"])
     return score
 
 
