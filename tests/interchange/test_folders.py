@@ -117,9 +117,9 @@ def folder(tmp_path) -> Path:
     return write_folder(make_model("llama"), tmp_path / "folder")
 
 
-def refused(folder: Path, capsys) -> str:
+def refused(folder: Path, capsys, target: Path | None = None) -> str:
     """What the import says; it must leave nothing behind."""
-    target = folder.parent / "ours"
+    target = target or folder.parent / "ours"
     code, err = run(capsys, "import", "--from", folder, "--to", target)
     assert code == 2 and err.startswith("instar: error: ") and err.count("\n") == 1, err
     assert not target.exists()
@@ -207,7 +207,8 @@ def test_a_truncated_file(folder, capsys):
             {"model_type": "rwkv"},
             "model_type 'rwkv' is none of those that can be read: baichuan, bloom",
         ),
-        ({"model_type": None}, "model_type None"),
+        ({"model_type": ["llama"]}, "model_type ['llama'] is none"),
+        ({"model_type": None}, "folder holds no model: its config.json has no model_type; name a"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"num_key_value_heads": 4}, "heads (6) must be a multiple of kv_heads (4)"),
         ({"head_dim": 5}, "rotary positions need an even number"),
@@ -242,9 +243,9 @@ def test_pickles_are_not_opened(folder, capsys):
 
 
 def test_what_is_nothing_of_ours(tmp_path, capsys):
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="gone does not exist: name a run's folder"):
         instar.load(tmp_path / "gone")
-    with pytest.raises(UserError, match=r"has no config\.json"):
+    with pytest.raises(UserError, match=r"holds no model: it has no config\.json; name a run's"):
         instar.load(tmp_path)
     code, err = run(capsys, "export", "--checkpoint", tmp_path, "--to", tmp_path / "x")
     assert code == 2 and "is no checkpoint" in err
@@ -262,6 +263,7 @@ def test_nothing_is_overwritten(folder, capsys):
 def test_a_checkpoint_whose_parameters_changed_is_refused(folder, capsys):
     ours = folder.parent / "ours"
     assert run(capsys, "import", "--from", folder, "--to", ours)[0] == 0
+    assert "is a checkpoint already" in refused(ours, capsys, folder.parent / "twice")
     lineage = ours / "checkpoints/0/lineage/lineage.json"
     lineage.write_text(lineage.read_text().replace('"params": "', '"params": "0'))
     with pytest.raises(UserError, match="are not those that were saved"):

@@ -76,8 +76,11 @@ def import_model(options: ImportOptions) -> None:
     """Writes `options.to`, parameter by parameter: one at a time is in memory.
 
     Raises:
-      UserError: the source cannot be read, or the target is not empty; nothing is left behind.
+      UserError: the source is a checkpoint already or cannot be read, or the target is not empty;
+        nothing is left behind.
     """
+    if find_checkpoint(options.from_) is not None:
+        raise UserError(f"{options.from_} is a checkpoint already: use it as it is, without import")
     foreign, target = open_foreign(Path(options.from_)), absolute(options.to)
     parameters, dtype = foreign.parameters(model_of(foreign.card)), jnp.dtype(options.dtype)
     prints: list[bytes] = []

@@ -26,7 +26,11 @@ from instar.models.reward_model import RewardModel
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+# What `instar prepare` writes last.
+MANIFEST = "manifest.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+REMEDY = "name a run's folder, a checkpoint, a Hugging Face folder or a GGUF file"
 
 # Of a large file, what `digest_of_files` reads: so many pieces of so many bytes.
 PIECES, PIECE_BYTES = 64, 2**16
@@ -61,7 +65,7 @@ def open_foreign(path: Path) -> ForeignModel:
     """
     if not path.exists():
         where = " (models of others are read from a local or mounted disk)"
-        raise UserError(f"{path} does not exist{where if ':/' in str(path) else ''}")
+        raise UserError(f"{path} does not exist{where if ':/' in str(path) else ''}: {REMEDY}")
     if path.suffix in PICKLES:
         raise UserError(
             f"{path} is a pickle, which can run any code when it is read: convert it to "
@@ -71,7 +75,7 @@ def open_foreign(path: Path) -> ForeignModel:
     if path.is_dir():
         return _open_hub_folder(path)
     if path.suffix != ".gguf":
-        raise UserError(f"{path} is neither a folder nor a .gguf file")
+        raise UserError(f"{path} is neither a folder nor a .gguf file: {REMEDY}")
     return _open_gguf(path)
 
 
@@ -98,7 +102,11 @@ def digest_of_files(source: Path) -> str:
 def _open_hub_folder(folder: Path) -> ForeignModel:
     fields = _read_json(folder / CONFIG)
     if fields is None:
-        raise UserError(f"{folder} has no {CONFIG}: it is no model of Hugging Face's")
+        raise UserError(f"{folder} holds no model: it has no {CONFIG}; {REMEDY}")
+    if fields.get("model_type") is None:
+        if (folder / MANIFEST).exists():
+            raise UserError(f"{folder} is a prepared data set, not a model: {REMEDY}")
+        raise UserError(f"{folder} holds no model: its {CONFIG} has no model_type; {REMEDY}")
     family = _family_of(fields, folder / CONFIG)
     _refuse_quantised(fields, folder / CONFIG)
     spec = family.hub.read_config(HubConfig(fields, str(folder / CONFIG)))
