@@ -198,6 +198,7 @@ def test_a_config_that_makes_no_sense(config, changes, message):
     ("changes", "message"),
     [
         ({"max_new_tokens": 128}, r"models.early has 128 positions.* lower max_prompt_length"),
+        ({"models": {"early": "gone", "late": "gone"}}, "^models.early gone does not exist"),
         ({"chat_template": "plain"}, "has a chat template of its own: leave chat_template out"),
         ({"judges": {"a": ScorerConfig("letter_scorers:words")}}, "has no function words"),
     ],
@@ -222,8 +223,8 @@ def test_prompts_that_are_left_out_are_told(config, tmp_path, capsys):
 def test_models_of_two_tokenizers_are_refused(config, tmp_path, monkeypatch):
     opened = compare_models.open_model
 
-    def other(path: str):
-        found = opened(path)
+    def other(path: str, field: str):
+        found = opened(path, field)
         if path != config.models["late"]:
             return found
         tokenizers = type("Tokenizer", (), {"digest": "another"})

@@ -37,7 +37,9 @@ def networks_of(
     """Those of a run on these models, whose prompts and responses are 16 tokens long."""
     settings = {
         "parent": "sft",
-        "reward": {"scorer": {"function": "module:scorer"}},
+        "reward": {"model": "judge"} if reward else {"scorer": {"function": "module:scorer"}},
+        "critic": {"parent": critic and "judge"},
+        "base": base and "judge",
         "prompts": {"path": "prompts.jsonl", "max_length": 8},
         "response": {"max_new_tokens": 8},
         "batch": {"size": 64},
@@ -65,9 +67,9 @@ def test_a_judge_of_another_chat_template_is_refused(role, name):
 
 @pytest.mark.parametrize(
     ("role", "name", "members"),
-    [("reward", "reward.model", 1), ("critic", "critic", 1), ("base", "base", None)],
+    [("reward", "reward.model", 1), ("critic", "critic.parent", 1), ("base", "base", None)],
 )
 def test_a_model_of_too_few_positions_is_refused(role, name, members):
     networks_of(**{role: opened("plain", members, 16)})
-    with pytest.raises(UserError, match=f"exceed the 15 positions of {name}$"):
+    with pytest.raises(UserError, match=f"exceed the 15 positions of {name} judge: lower"):
         networks_of(**{role: opened("plain", members, 15)})

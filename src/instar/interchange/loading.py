@@ -86,8 +86,24 @@ class Opened:
     read: Callable[[LanguageModel | RewardModel, jnp.dtype, Mesh], Params]
 
 
-def open_model(path: epath.PathLike) -> Opened:
-    """Opens what `load` loads. Raises UserError as it does."""
+def open_model(path: epath.PathLike, field: str | None = None) -> Opened:
+    """Opens what `load` loads.
+
+    Args:
+      field: the config's that gave the path, with which a UserError begins; None for none.
+
+    Raises:
+      UserError: as `load` does.
+    """
+    try:
+        return _open(path)
+    except UserError as error:
+        if field is None:
+            raise
+        raise UserError(f"{field} {error}") from None
+
+
+def _open(path: epath.PathLike) -> Opened:
     checkpoint = find_checkpoint(path)
     if checkpoint is not None:
         lineage = read_item(checkpoint, "lineage") | {"path": str(checkpoint)}

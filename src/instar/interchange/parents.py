@@ -25,7 +25,14 @@ PARENTS = "parents.json"
 Read = Callable[[LanguageModel, jnp.dtype, Mesh], Params]
 
 
-def pin(workdir: epath.PathLike, role: str, path: epath.PathLike, *, needed: bool = True) -> Opened:
+def pin(
+    workdir: epath.PathLike,
+    role: str,
+    path: epath.PathLike,
+    *,
+    field: str | None = None,
+    needed: bool = True,
+) -> Opened:
     """Opens the model at `path`; for a run that has begun, the very one that it began with.
 
     That one is written down by `hold`, which the first reading of its parameters calls: both belong
@@ -36,6 +43,7 @@ def pin(workdir: epath.PathLike, role: str, path: epath.PathLike, *, needed: boo
       workdir: the run's folder, which may not exist yet.
       role: what the model is to the run ("parent", "reward"); a run's lineage names it so, too.
       path: as `open_model` takes it.
+      field: the config's that gave the path; None: the one of the role's name.
       needed: whether its parameters are read at every start. Where not, a run that has a checkpoint
         goes on though the model is gone: its lineage and a card come from the run's own checkpoint,
         and reading it raises the UserError.
@@ -47,7 +55,7 @@ def pin(workdir: epath.PathLike, role: str, path: epath.PathLike, *, needed: boo
     own, lineage = _own_checkpoint(workdir)
     held = _held(workdir).get(role) or lineage.get(role)
     if held is None:
-        opened = open_model(path)
+        opened = open_model(path, field or role)
         return dataclasses.replace(opened, read=_holding(workdir, role, opened))
     for place in _places(held, path):
         try:

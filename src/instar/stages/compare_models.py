@@ -79,7 +79,7 @@ def open_contenders(config: CompareConfig) -> dict[str, Contender]:
     Raises:
       UserError: one is no language model, or reads other tokens than the baseline.
     """
-    opened = {name: open_model(config.models[name]) for name in config.names}
+    opened = {name: open_model(config.models[name], f"models.{name}") for name in config.names}
     for name, each in opened.items():
         refuse_reward_model(f"models.{name} {config.models[name]}", each.card, "writes none")
     path = config.models[config.baseline]

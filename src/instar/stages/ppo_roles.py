@@ -48,17 +48,23 @@ class Roles:
     base: Opened | None
 
 
+def places(config: PpoConfig) -> dict[str, tuple[str, str | None]]:
+    """By role, the field that names its model, and the path there."""
+    return {
+        "parent": ("parent", config.parent),
+        "reward": ("reward.model", config.reward.model),
+        "critic": ("critic.parent", config.critic.parent),
+        "base": ("base", config.base),
+    }
+
+
 def open_roles(config: PpoConfig, folder: epath.Path) -> Roles:
-    """Opens them. Raises UserError where one is of the wrong kind."""
-
-    def find(role: str, path: str | None) -> Opened | None:
-        return None if path is None else pin(folder, role, path)
-
+    """Opens them. Raises UserError where one is missing or of the wrong kind."""
     roles = Roles(
-        parent=pin(folder, "parent", config.parent),
-        reward=find("reward", config.reward.model),
-        critic=find("critic", config.critic.parent),
-        base=find("base", config.base),
+        **{
+            role: None if path is None else pin(folder, role, path, field=field)
+            for role, (field, path) in places(config).items()
+        }
     )
     stage = roles.parent.lineage["stage"]
     if stage not in PARENTS:
@@ -100,11 +106,10 @@ def make_networks(
         base = LanguageModel(roles.base.card.spec, execution)
     start = roles.critic or roles.reward
     critic = RewardModel(card.spec if start is None else start.card.spec, 1, execution).model
-    names = {"reward": "reward.model", "critic": "critic.parent"}
     for role, opened in vars(roles).items():
         if opened is None:
             continue
-        name, tokenizer = names.get(role, role), opened.card.tokenizer
+        name, tokenizer = places(config)[role][0], opened.card.tokenizer
         check_template(opened.card.spec, encoder.tokenizer, encoder.template, name)
         if tokenizer is not None and tokenizer.digest != encoder.tokenizer.digest:
             raise UserError(
@@ -118,14 +123,16 @@ def make_networks(
                 "train it with that one, or choose another"
             )
     length = config.prompts.max_length + config.response.max_new_tokens
-    models = {"parent": policy, "reward.model": reward, "critic": critic, "base": base}
-    for name, model in models.items():
+    models = {"parent": policy, "reward": reward, "critic": critic, "base": base}
+    for role, model in models.items():
         if model is None:
             continue
         if length > model.spec.max_positions:
+            name, path = places(config)[role]
             raise UserError(
                 f"prompts.max_length + response.max_new_tokens ({length}) exceed the "
-                f"{model.spec.max_positions} positions of {name}"
+                f"{model.spec.max_positions} positions of {name} {path}: lower one of the two, or "
+                "name a model with more"
             )
         rules.check_divisible(mesh, model.axes, model.shapes)
         language_model = model.model if isinstance(model, RewardModel) else model

@@ -235,7 +235,7 @@ def make_finish(
         return Normaliser(lambda: texts, False, scores, model)
     policy = parent
     if settings.policy is not None:
-        policy = pin(folder, "policy", settings.policy)
+        policy = pin(folder, "policy", settings.policy, field="normalise.policy")
     texts = sampler(settings, policy, encoder, mesh, positions, config.seed)
     return Normaliser(texts, True, scores, model)
 
