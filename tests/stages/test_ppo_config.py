@@ -38,6 +38,12 @@ def adaptive(horizon: float, **changes: float) -> dict:
     ("right", "wrong", "sentence"),
     [
         (adaptive(13.0), adaptive(12.8), r"horizon \(12.8\) is in responses .* \(12.8\)"),
+        ({}, {"reward": {}}, "reward needs either"),
+        (
+            {"reward": {"scorer": {"function": "a:b"}, "model": None}},
+            {"reward": {"scorer": {"function": "a:b"}, "model": "reward"}},
+            r"has both .* \(--config.reward.scorer=None, or --config.reward.model=None\)",
+        ),
         (adaptive(1e4), adaptive(1e4, beta=0.0), "0 would stay 0: set update.beta"),
         (ptx(4, 64), ptx(4, 48), r"loss_chunk \(32\) must divide ptx.data.sequence_length \(48\)"),
         (

@@ -63,8 +63,13 @@ class RewardSourceConfig:
     scorer: ScorerConfig | None = None
 
     def check(self) -> None:
-        if (self.model is None) == (self.scorer is None):
+        if self.model is None and self.scorer is None:
             raise UserError("reward needs either reward.model or reward.scorer.function")
+        if self.model is not None and self.scorer is not None:
+            raise UserError(
+                "reward has both a model and a scorer: leave one out (--config.reward.scorer=None, "
+                "or --config.reward.model=None)"
+            )
 
 
 @dataclass(frozen=True)
