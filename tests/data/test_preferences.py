@@ -192,6 +192,17 @@ def test_files_of_another_kind_and_files_of_nothing_are_refused(tmp_path):
         opened(path, "pairs")
     with pytest.raises(UserError, match=r"nothing to compare .*too_long 9.*max_length"):
         opened(path, "rankings", max_length=2)
+    tied = [ranking(number) | {"ranks": [1, 1, 1]} for number in range(2)]
+    with pytest.raises(UserError, match=r"too_long 0, too_small 0, tied 2\): all ranks [^;]*$"):
+        opened(write(tmp_path / "d.jsonl", *tied), "rankings")
+    single = [rating(f"film {number}", " good", number) for number in range(2)]
+    path = write(tmp_path / "e.jsonl", *single)
+    with pytest.raises(UserError, match=r'too_small 2, tied 0\): no prompt .*group="any" [^;]*$'):
+        opened(path, "ratings")
+    assert len(opened(path, "ratings", group="any")) == 1
+    single = ranking(0, completions=1)
+    with pytest.raises(UserError, match=r"tied 0\): a group needs two completions$"):
+        opened(write(tmp_path / "f.jsonl", single), "rankings")
     with pytest.raises(UserError, match=r"data\.path .*none does not exist"):
         opened(tmp_path / "none", "pairs")
     with pytest.raises(UserError, match="has no record"):

@@ -126,8 +126,8 @@ class Comparisons:
         }
         if not told_apart:
             raise UserError(
-                f"data.path {config.path} has nothing to compare ({_told(facts)}): look at "
-                "data.max_length and at what the records hold"
+                f"data.path {config.path} has nothing to compare ({_told(facts)}): "
+                f"{_remedies(config, facts)}"
             )
         comparisons = cls(config, told_apart, facts, read)
         tokens = sum(len(text) for group in told_apart for text in group.texts)
@@ -205,6 +205,19 @@ def _without(group: _Group, max_length: int) -> _Group:
 
 def _told(facts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in facts.items())
+
+
+def _remedies(config: PreferenceConfig, facts: Mapping[str, int]) -> str:
+    """What to look at where no group is left, by what it was left out for."""
+    alone = "a group needs two completions"
+    if config.kind == "ratings" and config.group == "prompt":
+        alone = 'no prompt has two ratings, and data.group="any" compares those of any prompts'
+    remedies = {
+        "too_long": f"some texts have more than data.max_length={config.max_length} tokens",
+        "too_small": alone,
+        "tied": "all ranks of a group are equal, so that none is better than another",
+    }
+    return "; ".join(remedy for fact, remedy in remedies.items() if facts[fact])
 
 
 def on_scale_of(ratings: np.ndarray, others: np.ndarray) -> np.ndarray:
