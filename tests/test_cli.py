@@ -23,6 +23,7 @@ class CountConfig:
     label: str = "x"
     rates: tuple[Rate, ...] = ()
     rate: Rate = Rate(2.0)
+    named: dict[str, Rate] = field(default_factory=dict)
 
 def count(config, workdir):
     print(f"{workdir}: {config}")
@@ -42,6 +43,7 @@ class SayOptions:
     words: tuple[str, ...] = field(default=(), metadata={"positional": True})
     from_: str | None = None
     times: int = 1
+    very_loud: bool = False
     stop: tuple[str, ...] = ()
     changes: tuple[tuple[str, str], ...] = field(default=(), metadata={"overrides": True})
 
@@ -92,11 +94,17 @@ def test_a_command_with_options_gets_them_and_the_words_beside_them(instar):
     code, out, err = instar(*words)
     assert (code, err) == (0, "")
     assert out == (
-        "SayOptions(to='me', words=('a b', '--c'), from_=None, times=2, stop=('x=1', 'y'), "
-        "changes=())\n"
+        "SayOptions(to='me', words=('a b', '--c'), from_=None, times=2, very_loud=False, "
+        "stop=('x=1', 'y'), changes=())\n"
     )
     out = instar("say", "--to=me", "--config.a-b.c=1", "--config.x", "y=2")[1]
     assert "changes=(('a-b.c', '1'), ('x', 'y=2'))" in out
+    for words in ["--very_loud", "hi"], ["hi", "--very-loud"], ["--very_loud=true", "hi"]:
+        assert (
+            "words=('hi',), from_=None, times=1, very_loud=True"
+            in instar("say", "--to=me", *words)[1]
+        )
+    assert "very_loud=False" in instar("say", "--to=me", "--very-loud=false")[1]
     assert "from_='you'" in instar("say", "--to=me", "--from=you")[1]
     assert "times=1" in instar("say", "--to", "me")[1]
 
@@ -121,6 +129,7 @@ def test_a_command_with_options_gets_them_and_the_words_beside_them(instar):
         (["count", "--config", "CONFIG", "--workdir", "w", "--config.stpes=1"], "mean 'steps'?"),
         (["count", "--config", "CONFIG", "--workdir", "w", "--config.=1"], "no such field"),
         (["say", "hello"], "--to is missing (str)"),
+        (["say", "--very_loud", "--to"], "--to needs a value"),
         (["say", "--to=me", "--tmes=2"], "did you mean '--times'?"),
         (["say", "--to=me", "--times=x"], "--times: expected int, got 'x'"),
         (["say", "--to=me", "--from_=you"], "no option '--from_'"),
@@ -155,6 +164,7 @@ def test_help_lists_every_field_with_type_and_default(instar):
     assert ["label", "str", "'x'"] in lines
     assert ["rates", "list", "of", "Rate", "[]"] in lines
     assert ["rates.0.value", "float", "0.5"] in lines
+    assert ["named.NAME.value", "float", "0.5"] in lines
     assert ["rate.value", "float", "2.0"] in lines  # the default instance's, not the class's
     assert "  How fast." in out.splitlines()
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from instar.errors import UserError
@@ -10,11 +10,13 @@ from instar.errors import UserError
 T = TypeVar("T")
 
 
-def option_pairs(words: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+def option_pairs(
+    words: Sequence[str], switches: Collection[str] = ()
+) -> tuple[list[tuple[str, str]], list[str]]:
     """Splits words into (option, value) pairs and the others.
 
-    ``--option=value`` and ``--option value`` are the same; behind a lone ``--`` there are no
-    options.
+    ``--option=value`` and ``--option value`` are the same, but for those of `switches`: a bare
+    ``--switch`` is true, whatever comes behind it. Behind a lone ``--`` there are no options.
     """
     pairs: list[tuple[str, str]] = []
     others: list[str] = []
@@ -26,12 +28,19 @@ def option_pairs(words: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]
             others.append(word)
         else:
             option, equals, value = word.partition("=")
-            if not equals:
+            if not equals and spelled(option) in switches:
+                value = "true"
+            elif not equals:
                 value = next(remaining, "--")
                 if value.startswith("--"):
                     raise UserError(f"{option} needs a value: {option}=VALUE")
             pairs.append((option, value))
     return pairs, others
+
+
+def spelled(option: str) -> str:
+    """An option as its field is spelled: ``--log-probs`` is ``--log_probs``."""
+    return option.replace("-", "_").replace("__", "--", 1)
 
 
 def not_an_option(word: str) -> UserError:
@@ -74,7 +83,7 @@ def _marked(schema: type, mark: str) -> str | None:
 def from_words(words: Sequence[str], schema: type[T]) -> T:
     """The options in `words` as a `schema`, a dataclass: a field `top_p` is ``--top_p``.
 
-    An option of a field that is a tuple may be given several times.
+    An option of a field that is a tuple may be given several times; that of a bool needs no value.
 
     Raises:
       UserError: there is no such option, its value does not fit, or one that is needed is missing.
@@ -85,7 +94,8 @@ def from_words(words: Sequence[str], schema: type[T]) -> T:
     known = schemas.fields(schema)
     positional, overrides = positional_field(schema), overrides_field(schema)
     names = {flag(name): name for name in known if name != overrides}
-    pairs, others = option_pairs(words)
+    switches = {flag(name) for name, (kind, _) in known.items() if kind is bool}
+    pairs, others = option_pairs(words, switches)
     if others and positional is None:
         raise UserError(
             f"{others[0]!r} is not an option; options begin with -- (--help lists them)"
@@ -95,7 +105,7 @@ def from_words(words: Sequence[str], schema: type[T]) -> T:
         if overrides is not None and option.startswith("--config."):
             values.setdefault(overrides, []).append((option.removeprefix("--config."), text))
             continue
-        option = option.replace("-", "_").replace("__", "--", 1)
+        option = spelled(option)
         if option not in names:
             raise UserError(
                 f"there is no option {option!r}; {nearest(option, names, 'the options')}"

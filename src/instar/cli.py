@@ -192,7 +192,8 @@ def _fields_help(schema: type, prefix: str, base: Any) -> Iterator[str]:
         path = schemas.join(prefix, name)
         nested, index = schemas.container_of(kind), ""
         if nested is not None and not dataclasses.is_dataclass(nested):
-            nested, index = schemas.item_of(nested), ".0"
+            index = ".0" if schemas.is_tuple(nested) else ".NAME"
+            nested = schemas.item_of(nested)
         if dataclasses.is_dataclass(nested):
             below.append((nested, path + index, default))
         if not dataclasses.is_dataclass(default):
