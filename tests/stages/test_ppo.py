@@ -305,7 +305,10 @@ def test_without_a_coefficient_it_collapses_and_says_so(folder, settings):
         ({"reward": {"model": "gone"}}, "^reward.model gone does not exist"),
         ({"critic": {"parent": "gone"}}, "^critic.parent gone does not exist"),
         ({"chat_template": None}, "has no chat template of its own"),
-        ({"response": {"max_new_tokens": 10}}, "exceed the 16 positions of parent"),
+        (
+            {"response": {"max_new_tokens": 10}},
+            r"\(18\) exceed the 16 positions of parent /.*: lower",
+        ),
         ({"reward": {"scorer": {"function": "gone_scorers:f"}}}, "gone_scorers cannot be imported"),
         ({"batch": {"size": 6}}, "must be a multiple of update.minibatch"),
         (

@@ -250,7 +250,7 @@ def test_an_exported_model_is_a_parent_as_well(tuned, config, tmp_path):
     ("change", "message"),
     [
         ("--config.parent=gone", "parent gone does not exist: name a run's folder"),
-        ("--config.parent={texts}", "tiny is a prepared data set, not a model: name a run's"),
+        ("--config.parent={texts}", "data is a prepared data set, not a model: name a run's"),
         ("--config.data.path={texts}", "holds no dialogues"),
         ("--config.data.sequence_length=65", "exceeds the model's 64 positions"),
         (f"--config.evaluation.prompts.0={'what was said ' * 9}", "evaluation.prompts"),
