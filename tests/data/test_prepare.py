@@ -228,6 +228,38 @@ def test_a_source_that_does_not_exist_claims_nothing(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_what_fails_before_its_first_shard_leaves_the_workdir_to_another_config(tmp_path):
+    path, data = write_lines(tmp_path / "a.jsonl", some_texts(50)), tmp_path / "data"
+    with pytest.raises(UserError, match="give at most"):  # no tokenizer yet
+        prepare(config_of(path, tokenizer={"vocab_size": 300_000}), data)
+    known = {"path": str(tmp_path / "whole" / "tokenizer")}
+    prepare(config_of(path), tmp_path / "whole")
+    broken = write_lines(tmp_path / "broken.jsonl", [None] * 5)
+    with pytest.raises(UserError, match="5 of 5 records are broken"):  # a tokenizer, of another
+        prepare(config_of(broken, tokenizer=known), data)
+    assert prepare(config_of(path), data) == prepare(config_of(path), tmp_path / "whole")
+    assert files_of(data) == files_of(tmp_path / "whole")
+
+
+def test_a_run_that_went_on_binds_its_workdir(tmp_path):
+    path, data = write_lines(tmp_path / "a.jsonl", some_texts(50)), tmp_path / "data"
+    prepare(config_of(path), data)
+    (data / "manifest.json").unlink()
+    before = files_of(data)
+    other = config_of(path, held_out=0.2)
+    with pytest.raises(UserError, match=r"another config: held_out \(was 0.1, is 0.2\)"):
+        prepare(other, data)
+    assert files_of(data) == before
+    # Nor is the folder of a training run, with a config of another kind, ever cleared.
+    run = tmp_path / "run"
+    (run / "a").mkdir(parents=True)
+    (run / "a" / "notes").write_text("mine")
+    (run / "config.json").write_text('{"steps": 3}')
+    with pytest.raises(UserError, match="belongs to another config"):
+        prepare(other, run)
+    assert sorted(files_of(run)) == ["a/notes", "config.json"]
+
+
 def test_a_remote_workdir_is_refused_at_once(tmp_path):
     with pytest.raises(UserError, match=r"s3://bucket/data: .* local or mounted disk"):
         prepare(config_of(tmp_path / "absent.jsonl"), "s3://bucket/data")

@@ -232,6 +232,8 @@ def test_a_source_of_which_nothing_fits(tmp_path):
     source = chats(tmp_path / "a.jsonl", [dialogue(n) for n in range(20)])
     with pytest.raises(UserError, match="none of its 20 dialogues fits into 8 tokens"):
         prepare(config_of(source, sequence_lengths=[8]), tmp_path / "data")
+    # What it says is to be done can be done.
+    prepare(config_of(source, sequence_lengths=[8, S]), tmp_path / "data")
 
 
 # --- Beside texts -------------------------------------------------------------------------------
@@ -368,6 +370,16 @@ def test_a_template_that_cannot_be_used_leaves_nothing_behind(tmp_path):
         with pytest.raises(UserError, match=message):
             prepare(config_of(source, tokenizer=tokenizer, chat_template=name), tmp_path / "data")
         assert not (tmp_path / "data").exists()
+
+
+def test_a_template_that_refuses_all_can_be_mended(tmp_path):
+    source = chats(tmp_path / "a.jsonl", [dialogue(n, turns=2) for n in range(20)])
+    path, template = tmp_path / "mine.jinja", ChatTemplate.named("chatml").source
+    path.write_text("{% if messages | length > 2 %}{{ fail() }}{% endif %}" + template)
+    with pytest.raises(UserError, match="20 of 20 records are broken"):
+        prepare(config_of(source, chat_template=str(path)), tmp_path / "data")
+    path.write_text(template)
+    assert prepared(tmp_path, source, chat_template=str(path)).chat_template == template
 
 
 def test_a_bos_is_written_where_texts_of_the_tokenizer_begin_with_one(tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from etils import epath
 from rich.console import Console
 
-from instar.config import to_dict
+from instar.config import build, to_dict
 from instar.data.chat_template import ChatTemplate
 from instar.data.dataset import CHAT_TEMPLATE, FORMAT
 from instar.data.encoders import (
@@ -31,7 +31,8 @@ def prepare(config: PrepareConfig, workdir: epath.PathLike) -> dict:
     """Writes a prepared data set and returns its manifest, which is written last.
 
     A preparation that was interrupted goes on after the last whole shard, with the same result;
-    one that is finished is left as it is.
+    one that is finished is left as it is. One that failed before its first whole shard does not
+    bind the workdir: the next may have another config.
 
     Raises:
       UserError: a source is missing, empty or mostly broken; the chat template cannot be read, or
@@ -49,6 +50,7 @@ def prepare(config: PrepareConfig, workdir: epath.PathLike) -> dict:
         claim(folder, config)
         return read_json(path)
     files = {source.name: source_files(source) for source in config.sources}
+    _clear_unbegun(folder, config)
     saved = folder / CHAT_TEMPLATE
     template = open_template(config.chat_template, saved) if config.chat_template else None
     tokenizer = _existing_tokenizer(config, folder / "tokenizer")
@@ -93,6 +95,27 @@ def prepare(config: PrepareConfig, workdir: epath.PathLike) -> dict:
     }
     write_json(path, manifest)
     return manifest
+
+
+def _clear_unbegun(folder: epath.Path, config: PrepareConfig) -> None:
+    """Removes what would bind this preparation to one that left no whole shard.
+
+    That is the template, whose file may have been mended by now, and where the config is another,
+    all that was made. The old config goes last, so that this too may be interrupted.
+    """
+    path = folder / "config.json"
+    if not path.exists() or any(folder.glob("*/progress.json")):
+        return
+    try:
+        previous = build(read_json(path), PrepareConfig)
+    except UserError:  # the folder of something else, which `claim` refuses
+        return
+    (folder / CHAT_TEMPLATE).unlink(missing_ok=True)
+    if previous == config:
+        return
+    for name in ("tokenizer", *(source.name for source in previous.sources)):
+        (folder / name).rmtree(missing_ok=True)
+    path.unlink()
 
 
 def _existing_tokenizer(config: PrepareConfig, folder: epath.Path) -> Tokenizer | None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -165,17 +166,19 @@ class SourceWriter:
     def _refuse_rubbish(self, cursor: _Cursor) -> None:
         if cursor.skipped > cursor.documents:
             first = (self._folder / "skipped-00000.jsonl").read_text().splitlines()[:1]
-            raise UserError(
-                f"source {self._source.name}: {cursor.skipped} of "
+            self._refuse(
+                f"{cursor.skipped} of "
                 f"{cursor.skipped + cursor.documents} records are broken; the first: {first}; see "
                 f"{self._folder}/skipped-*.jsonl, and look at the source's kind and "
                 f"{'dialogue' if self._source.dialogue else 'field'}"
             )
         if cursor.file == len(self._files) and not cursor.documents:
-            raise UserError(
-                f"source {self._source.name} has no document in {self._source.path}: "
-                "look at its path and kind"
-            )
+            self._refuse(f"there is no document in {self._source.path}: look at its path and kind")
+
+    def _refuse(self, reason: str) -> NoReturn:
+        """Raises UserError, with no progress left, for it takes another config to go on."""
+        (self._folder / "progress.json").unlink(missing_ok=True)
+        raise UserError(f"source {self._source.name}: {reason}")
 
     def _finish(self, cursor: _Cursor, digests: dict[str, str]) -> dict:
         """Joins what is known of the documents, packs both splits, and describes the source."""
@@ -233,8 +236,8 @@ class SourceWriter:
 
     def _refuse_too_long(self, rows: dict[str, dict[str, int]], cursor: _Cursor) -> None:
         if rows and all(lost["too_long"] == cursor.documents for lost in rows.values()):
-            raise UserError(
-                f"source {self._source.name}: none of its {cursor.documents} dialogues fits into "
+            self._refuse(
+                f"none of its {cursor.documents} dialogues fits into "
                 f"{max(self._config.sequence_lengths)} tokens: add a larger length to "
                 "sequence_lengths"
             )
