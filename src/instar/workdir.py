@@ -68,6 +68,10 @@ def claim(workdir: epath.Path, config: Any) -> None:
                 )
             write_json(path, to_dict(config))
             return
+    except (FileExistsError, NotADirectoryError):
+        file = next(path for path in (workdir, *workdir.parents) if path.is_file())
+        inside = "" if file == workdir else f"lies in {file}, which "
+        raise UserError(f"workdir {workdir} {inside}is a file: name a folder") from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(

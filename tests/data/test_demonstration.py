@@ -237,7 +237,7 @@ def test_what_is_said_is_what_is_rated(made):
     dialogues = lines(folder, "dialogues.jsonl")
     assert len(dialogues) == len(rated) + 10 and facts["imdb_sentences"] == 10
     for dialogue, record in zip(dialogues, rated, strict=False):
-        user, assistant = read_dialogue(dialogue, "messages", "a line")
+        user, assistant = read_dialogue(dialogue, "messages")
         assert (user["role"], user["content"]) == ("user", record["prompt"])
         assert (assistant["role"], assistant["content"]) == ("assistant", record["completion"])
 

@@ -179,14 +179,23 @@ def test_a_template_without_an_end_token_is_refused():
 
 
 def test_the_formats_of_files():
-    assert read_dialogue({"messages": TWO_TURNS, "id": 3}, "messages", "x") == TWO_TURNS
+    assert read_dialogue({"messages": TWO_TURNS, "id": 3}, "messages") == TWO_TURNS
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
-    assert read_dialogue({"conversations": turns}, "sharegpt", "x") == [
+    assert read_dialogue({"conversations": turns}, "sharegpt") == [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Ho"},
     ]
-    plain = read_dialogue({"instruction": "Add.", "input": "", "output": "5"}, "alpaca", "x")
+    plain = read_dialogue({"instruction": "Add.", "input": "", "output": "5"}, "alpaca")
     assert [message["role"] for message in plain] == ["user", "assistant"]
+    # As pandas writes an input that is not there.
+    assert read_dialogue({"instruction": "Add.", "input": None, "output": "5"}, "alpaca") == plain
+
+
+def test_a_first_turn_of_the_assistant_is_left_out_of_sharegpt():
+    turns = [("gpt", "So"), ("human", "Hi"), ("gpt", "Ho")]
+    turns = [{"from": role, "value": text} for role, text in turns]
+    whole, rest = (read_dialogue({"conversations": t}, "sharegpt") for t in (turns, turns[1:]))
+    assert whole == rest and len(rest) == 2
 
 
 ALPACA_PROMPT = (
@@ -196,7 +205,7 @@ ALPACA_PROMPT = (
 
 def test_alpaca_with_an_input_is_stanfords_other_prompt():
     record = {"instruction": "Add.", "input": "2 and 3", "output": "5"}
-    messages = read_dialogue(record, "alpaca", "x")
+    messages = read_dialogue(record, "alpaca")
     (dialogue,) = encode_dialogue(TOKENIZER, ChatTemplate.named("alpaca"), messages)
     assert decoded(dialogue, ~dialogue.targets) == [ALPACA_PROMPT]
     assert decoded(dialogue, dialogue.targets) == ["5</s>"]
@@ -206,7 +215,7 @@ def test_alpaca_with_an_input_is_stanfords_other_prompt():
     ("record", "form", "message"),
     [
         ([], "messages", "must be a JSON object, not list"),
-        ({}, "messages", "messages must be a list, not NoneType"),
+        ({}, "messages", "messages is missing; the record has no key"),
         ({"messages": []}, "messages", "at least one message"),
         (
             {"messages": [{"role": "bot", "content": "x"}]},
@@ -219,7 +228,14 @@ def test_alpaca_with_an_input_is_stanfords_other_prompt():
             "messages",
             r"messages\[1\] \(assistant\) is empty",
         ),
-        ({"instruction": "x"}, "alpaca", "output must be a text, not NoneType"),
+        ({"instruction": "x"}, "alpaca", "output is missing; the record has 'instruction'"),
+        ({"instruction": "x", "output": None}, "alpaca", "output is null"),
+        ({"messages": TWO_TURNS[1:]}, "messages", r"messages\[0\]: the assistant speaks first"),
+        (
+            {"conversations": [{"from": "gpt", "value": "Ho"}, {"from": "human", "value": "Hi"}]},
+            "sharegpt",
+            "the assistant says nothing",
+        ),
         (
             {"instruction": "x", "input": 3, "output": "y"},
             "alpaca",
@@ -248,5 +264,5 @@ def test_alpaca_with_an_input_is_stanfords_other_prompt():
     ],
 )
 def test_a_record_that_is_wrong_is_named(record, form, message):
-    with pytest.raises(UserError, match=rf"a\.jsonl, line 7: .*{message}"):
-        read_dialogue(record, form, "a.jsonl, line 7")
+    with pytest.raises(UserError, match=message):
+        read_dialogue(record, form)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import tokenizers
 from instar.config import build, to_dict
 from instar.data.dataset import TokenDataset
 from instar.data.prepare import PrepareConfig, prepare
+from instar.data.rows import HeldOutRows
 from instar.data.sources import SourceConfig
 from instar.errors import UserError
 
@@ -144,7 +146,7 @@ def test_a_large_vocabulary_is_stored_in_32_bits(tmp_path):
 # --- What is wrong with a source ----------------------------------------------------------------
 
 
-def test_broken_records_are_listed_and_left_out(tmp_path):
+def test_broken_records_are_listed_and_left_out(tmp_path, capsys):
     texts = some_texts(50)
     path = write_lines(tmp_path / "a.jsonl", [*texts[:20], None, *texts[20:], "", None])
     manifest = prepare(config_of(path, shard_tokens=200), tmp_path / "data")
@@ -155,13 +157,16 @@ def test_broken_records_are_listed_and_left_out(tmp_path):
     assert [record["position"] for record in listed] == [20, 51, 52]
     assert {record["file"] for record in listed} == {str(path)}
     assert all(record["reason"] for record in listed)
+    told = capsys.readouterr().err
+    assert f"the first skipped is record 21 of {path} (line 21 is not JSON" in told
+    assert f"all are listed in {tmp_path / 'data' / 'a' / 'skipped.jsonl'}" in told
 
 
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
         ([*some_texts(10), *[None] * 11], "11 of 21 records are broken.*JSON"),
-        ([None] * 5, "no text|broken"),
+        ([None] * 5, r"5 of 5 .* the first is record 1 of .*a\.jsonl \(line 1 is not JSON"),
         ([], "no text|no document"),
     ],
 )
@@ -175,6 +180,36 @@ def test_a_source_that_is_empty_or_mostly_broken(tmp_path, texts, message):
         prepare(config_of(good, path), tmp_path / "both")
     with pytest.raises(UserError, match="is not finished: run instar prepare"):
         TokenDataset.open(tmp_path / "both")
+
+
+@pytest.mark.parametrize("tokenizer", ["trained", "known"])
+def test_a_wrong_field_or_kind_is_told_by_the_first_record(tmp_path, tokenizer):
+    fields, good = {}, write_lines(tmp_path / "good.jsonl", some_texts(50))
+    if tokenizer == "known":
+        prepare(config_of(good), tmp_path / "known")
+        fields = {"tokenizer": {"path": str(tmp_path / "known" / "tokenizer")}}
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1, "body": "x"}\n' * 3)
+    message = r"source a: 3 of 3 .*record 1 of .*a\.jsonl \(text is missing; .* 'id', 'body'\): "
+    with pytest.raises(UserError, match=message + r"set sources\.1\.field or sources\.1\.kind"):
+        prepare(config_of(good, path, **fields), tmp_path / "data")
+    path.write_text(json.dumps([{"text": text} for text in some_texts(3)], indent=1))
+    with pytest.raises(UserError, match="the file is a JSON list, which is the kind json"):
+        prepare(config_of(path, **fields), tmp_path / "list")
+
+
+def test_a_small_source_of_which_nothing_is_held_out(tmp_path, capsys):
+    config = config_of(write_lines(tmp_path / "a.jsonl", some_texts(50)[30:]), held_out=0.001)
+    prepare(config, tmp_path / "data")
+    told = capsys.readouterr().err
+    assert "a: 20 documents to learn from, 0 held out" in told
+    # What it says is enough: the rows of held-out documents say so too.
+    least = float(re.search(r"holds out none.*set held_out to (\S+) or more", told)[1])
+    prepare(dataclasses.replace(config, held_out=least), tmp_path / "other")
+    assert "a: 19 documents to learn from, 1 held out" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"larger held_out into a new --workdir.*data\.path"):
+        dataset = TokenDataset.open(tmp_path / "data")
+        HeldOutRows(dataset, sequence_length=16, weights={}, batch=1)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +293,16 @@ def test_a_run_that_went_on_binds_its_workdir(tmp_path):
     with pytest.raises(UserError, match="belongs to another config"):
         prepare(other, run)
     assert sorted(files_of(run)) == ["a/notes", "config.json"]
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", some_texts(50))
+    with pytest.raises(UserError, match=r"a\.jsonl is a file: prepare it .*sources\.0\.path="):
+        TokenDataset.open(path)
+    with pytest.raises(UserError, match=r"workdir .*a\.jsonl is a file: name a folder"):
+        prepare(config_of(path), path)
+    with pytest.raises(UserError, match=r"data lies in .*a\.jsonl, which is a file: name a folder"):
+        prepare(config_of(path), path / "data")
 
 
 def test_a_remote_workdir_is_refused_at_once(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from instar.data.completions import CompletionEncoder
-from instar.data.formats import READERS, Broken
+from instar.data.formats import READERS, Broken, in_words
 from instar.data.streams import DECOMPRESSORS, DamagedFile, file_digest
 from instar.errors import UserError
 
@@ -70,11 +70,6 @@ def read_json_lines(
         raise UserError(f"{field} {path} has no record: name another file")
     digests = [file_digest(file, field) for file in files]
     return Records(items, skipped, _digest([encoder.digest, *digests]))
-
-
-def in_words(skipped: Mapping[str, Any]) -> str:
-    """Which record is broken and why; it is counted from 1, as the lines of a file are."""
-    return f"record {skipped['position'] + 1} of {skipped['file']} ({skipped['reason']})"
 
 
 def joined(first: Records[T], second: Records[T], items: list[T]) -> Records[T]:

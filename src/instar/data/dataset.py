@@ -244,9 +244,16 @@ class TokenDataset:
         """Opens a data set; its arrays are read when they are first used.
 
         Raises:
-          UserError: it is not there, not whole, of another format, or its tokenizer has changed.
+          UserError: it is not there, a file, not whole, of another format, or its tokenizer has
+            changed.
         """
         folder = epath.Path(path)
+        if folder.is_file():
+            raise UserError(
+                f"the data set {folder} is a file: prepare it first (instar prepare "
+                f"--config configs/data/... --config.sources.0.path={folder} --workdir ...) and "
+                "name that workdir"
+            )
         if not (folder / "manifest.json").exists():
             state = "is not finished" if (folder / "config.json").exists() else "does not exist"
             raise UserError(

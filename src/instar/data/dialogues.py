@@ -9,6 +9,7 @@ import numpy as np
 
 from instar.data.chat import ChatTemplate, Message, Rendering
 from instar.data.chat_template import TOOL_FIELDS, checked_messages
+from instar.data.formats import missing
 from instar.data.tokenizer_formats import Tokenizer
 from instar.errors import UserError
 
@@ -49,38 +50,41 @@ class EncodedDialogue:
     sizes: tuple[int, ...]
 
 
-def read_dialogue(record: Any, form: Format, place: str) -> list[Message]:
+def read_dialogue(record: Any, form: Format) -> list[Message]:
     """The messages of one record of a file.
 
     - `messages` (OpenAI): `{"messages": [{"role": ..., "content": ...}, ...]}`, where an
       assistant's message may have `chat_template.TOOL_FIELDS` besides;
-    - `alpaca` (Stanford): `{"instruction": ..., "input": ..., "output": ...}`;
-    - `sharegpt`: `{"conversations": [{"from": "human", "value": ...}, ...]}`.
-
-    Args:
-      place: what errors call the record, such as "chats.jsonl, line 3".
+    - `alpaca` (Stanford): `{"instruction": ..., "input": ..., "output": ...}`, of which the input
+      may be missing, null or empty;
+    - `sharegpt`: `{"conversations": [{"from": "human", "value": ...}, ...]}`. Where the assistant
+      speaks first, as in many that were cut out of a longer one, that turn answers nothing that is
+      there, and is left out.
 
     Raises:
       UserError: a field is missing or of another type, a role is unknown, a turn is empty, or the
-        assistant says nothing.
+        assistant speaks first or says nothing.
     """
     if not isinstance(record, Mapping):
-        raise UserError(f"{place}: must be a JSON object, not {type(record).__name__}")
+        raise UserError(f"a dialogue must be a JSON object, not {type(record).__name__}")
     readers = {"messages": _messages, "alpaca": _alpaca, "sharegpt": _sharegpt}
-    try:
-        messages = checked_messages(readers[form](record))
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from None
+    messages = checked_messages(readers[form](record))
+    if form == "sharegpt" and messages[0]["role"] == "assistant":
+        messages = messages[1:]
     for index, message in enumerate(messages):
         if not message["content"].strip():
-            raise UserError(f"{place}: messages[{index}] ({message['role']}) is empty")
+            raise UserError(f"messages[{index}] ({message['role']}) is empty")
     if not any(message["role"] == "assistant" for message in messages):
-        raise UserError(f"{place}: the assistant says nothing in it")
+        raise UserError("the assistant says nothing in it")
+    if messages[0]["role"] == "assistant":
+        raise UserError("messages[0]: the assistant speaks first; begin with the user's")
     return messages
 
 
 def _field(record: Mapping, name: str, kind: type, default: Any = None) -> Any:
-    value = record.get(name, default)
+    value = default if record.get(name) is None else record[name]
+    if value is None:
+        raise UserError(missing(record, name))
     if not isinstance(value, kind):
         wanted = {str: "a text", list: "a list"}[kind]
         raise UserError(f"{name} must be {wanted}, not {type(value).__name__}")

@@ -9,7 +9,7 @@ JSON also take None for the field, and yield whole objects.
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,23 @@ class Broken:
     """A record that cannot be used, and why."""
 
     reason: str
+
+
+def in_words(skipped: Mapping[str, Any]) -> str:
+    """Which record is broken and why, of a dict with "file", "position" (from 0) and "reason".
+
+    It is counted from 1, as the lines of a file are.
+    """
+    return f"record {skipped['position'] + 1} of {skipped['file']} ({skipped['reason']})"
+
+
+def missing(row: Mapping[str, Any], field: str) -> str:
+    """Why a JSON object with no value for `field` is broken: eight at most of its keys are named."""
+    if field in row:
+        return f"{field} is null"
+    keys = [repr(key) for key in row]
+    more = ", ..." if len(keys) > 8 else ""
+    return f"{field} is missing; the record has {', '.join(keys[:8]) or 'no key'}{more}"
 
 
 def checked_text(value: Any, field: str) -> str | Broken:
@@ -74,7 +91,10 @@ def _read_jsonl(file: epath.Path, field: str | None, start: int) -> Iterator[Any
         if not line.strip():
             continue
         if position >= start:
-            yield _json_line(line, number, field)
+            value = _json_line(line, number, field)
+            if position == 0 and isinstance(value, Broken) and line.lstrip().startswith(b"["):
+                value = Broken(f"{value.reason}; the file is a JSON list, which is the kind json")
+            yield value
         position += 1
 
 
@@ -91,7 +111,9 @@ def _json_line(line: bytes, number: int, field: str | None) -> Any:
 def _json_field(row: Any, place: str, field: str | None) -> Any:
     if not isinstance(row, dict):
         return Broken(f"{place} is no JSON object")
-    return row if field is None else row.get(field)
+    if field is None:
+        return row
+    return row[field] if field in row else Broken(missing(row, field))
 
 
 def _read_json(file: epath.Path, field: str | None, start: int) -> Iterator[Any]:

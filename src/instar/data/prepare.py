@@ -16,9 +16,10 @@ from instar.data.encoders import (
     open_template,
     with_bos,
 )
+from instar.data.formats import in_words
 from instar.data.infilling import BlankTokens, InfillingEncoder
 from instar.data.prepare_config import PrepareConfig, draw, is_held_out
-from instar.data.source_writer import SourceWriter, write_text
+from instar.data.source_writer import SourceWriter, first_skipped, in_disorder, write_text
 from instar.data.sources import Record, SourceConfig, read_records, source_files
 from instar.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from instar.errors import UserError
@@ -78,10 +79,8 @@ def prepare(config: PrepareConfig, workdir: epath.PathLike) -> dict:
         writer = SourceWriter(config, source, files[source.name], place, encode, vocab_size)
         with console.status(source.name) as status:
             sources[source.name] = facts = writer.write(status.update)
-        console.print(
-            f"{source.name}: {facts['documents']:,} documents, {facts['tokens']:,} tokens, "
-            f"{facts['skipped']:,} records skipped"
-        )
+        for line in _told(source, config, files[source.name], place, facts):
+            console.print(line, markup=False, soft_wrap=True)
         for length, lost in facts.get("rows", {}).items():
             console.print(
                 f"{source.name} in rows of {length} tokens: {lost['cut']:,} dialogues cut, "
@@ -147,22 +146,56 @@ def _encoder(
     return TextEncoder(tokenizer)
 
 
+def _told(
+    source: SourceConfig,
+    config: PrepareConfig,
+    files: list[epath.Path],
+    folder: epath.Path,
+    facts: dict,
+) -> Iterator[str]:
+    """What became of a source, line by line, and what the user may want to change."""
+    trained, held_out = (facts["splits"][split]["documents"] for split in ("train", "held_out"))
+    yield (
+        f"{source.name}: {trained:,} documents to learn from, {held_out:,} held out, "
+        f"{facts['tokens']:,} tokens, {facts['skipped']:,} records skipped"
+    )
+    if facts["skipped"]:
+        first, path = in_words(first_skipped(folder)), folder / "skipped.jsonl"
+        yield f"{source.name}: the first skipped is {first}; all are listed in {path}"
+    if config.held_out and not held_out:
+        # Read again: a source of which none is held out is small.
+        records = (r for file in files for r in read_records(source, file))
+        draws = {draw(r.text, str(config.seed)) for r in records if r.text is not None}
+        lowest = sorted(draws)[:2]
+        remedy = f"set held_out to {sum(lowest) / 2:.4g} or more" if lowest[1:] else "add documents"
+        yield (
+            f"{source.name}: held_out={config.held_out} holds out none, so that no loss can be "
+            f"measured on it: {remedy} and prepare into a new --workdir"
+        )
+
+
 def _training_texts(config: PrepareConfig, files: dict[str, list[epath.Path]]) -> Iterator[str]:
     """What a tokenizer is trained on: a sample of the training split.
 
     It is taken from all over each source, and of each at most its share of the bytes.
+
+    Raises:
+      UserError: all records of a source are broken.
     """
     share = config.tokenizer.train_bytes // len(config.sources)
     for source in config.sources:
         # Drawn over the whole source, which is often sorted. (A packed one gives more text than
         # its files have bytes: then only the cap stops it.)
         fraction = share / max(1, sum(file.stat().length for file in files[source.name]))
-        left = share
+        left, whole, broken, first = share, 0, 0, None
         records = (r for file in files[source.name] for r in read_records(source, file))
         for record in records:
+            if record.text is None:
+                broken, first = broken + 1, first or record
+                continue
+            whole += 1
             if (
-                record.text is None
-                or is_held_out(record.text, config)
+                is_held_out(record.text, config)
                 or draw(record.text, f"tokenizer\0{config.seed}") >= fraction
             ):
                 continue
@@ -171,6 +204,9 @@ def _training_texts(config: PrepareConfig, files: dict[str, list[epath.Path]]) -
             left -= len(text.encode())
             if left <= 0:
                 break
+        if first and not whole:
+            reason = in_disorder(source, config, broken, broken, vars(first))
+            raise UserError(f"source {source.name}: {reason}")
 
 
 def _words(record: Record) -> str:

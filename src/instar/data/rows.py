@@ -221,7 +221,8 @@ class HeldOutRows:
         if not total:
             raise UserError(
                 f"{dataset.path} holds out no document of {', '.join(names)} for rows of "
-                f"{sequence_length} tokens: prepare it with a larger held_out"
+                f"{sequence_length} tokens: prepare them with a larger held_out "
+                "into a new --workdir, and name that as data.path"
             )
         count = total if limit is None else min(limit, total)
         self._numbers = np.linspace(0, total - 1, count).round().astype(np.int64)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -15,7 +15,7 @@ from etils import epath
 from instar.data.arrays import load_arrays, save_arrays
 from instar.data.dataset import Documents, Targets, Turns, token_dtype
 from instar.data.encoders import Document, Encoder
-from instar.data.formats import Broken
+from instar.data.formats import Broken, in_words
 from instar.data.packing import pack
 from instar.data.prepare_config import PrepareConfig, is_held_out
 from instar.data.sources import Record, SourceConfig, file_digest, read_records
@@ -165,13 +165,9 @@ class SourceWriter:
 
     def _refuse_rubbish(self, cursor: _Cursor) -> None:
         if cursor.skipped > cursor.documents:
-            first = (self._folder / "skipped-00000.jsonl").read_text().splitlines()[:1]
-            self._refuse(
-                f"{cursor.skipped} of "
-                f"{cursor.skipped + cursor.documents} records are broken; the first: {first}; see "
-                f"{self._folder}/skipped-*.jsonl, and look at the source's kind and "
-                f"{'dialogue' if self._source.dialogue else 'field'}"
-            )
+            total = cursor.skipped + cursor.documents
+            first = first_skipped(self._folder)
+            self._refuse(in_disorder(self._source, self._config, cursor.skipped, total, first))
         if cursor.file == len(self._files) and not cursor.documents:
             self._refuse(f"there is no document in {self._source.path}: look at its path and kind")
 
@@ -241,6 +237,24 @@ class SourceWriter:
                 f"{max(self._config.sequence_lengths)} tokens: add a larger length to "
                 "sequence_lengths"
             )
+
+
+def in_disorder(
+    source: SourceConfig, config: PrepareConfig, broken: int, records: int, first: Mapping
+) -> str:
+    """What is said of a source that is mostly broken; `first` is as `in_words` takes it."""
+    place = f"sources.{config.sources.index(source)}"
+    return (
+        f"{broken} of {records} records are broken; the first is {in_words(first)}: "
+        f"set {place}.{'dialogue' if source.dialogue else 'field'} or {place}.kind"
+    )
+
+
+def first_skipped(folder: epath.Path) -> dict:
+    """The first of a source's broken records, of which it has one at least."""
+    shards = sorted(folder.glob("skipped-*.jsonl"))
+    lines = (line for shard in shards for line in shard.read_text(encoding="utf-8").splitlines())
+    return json.loads(next(lines))
 
 
 def _batched(items: Iterable, size: int) -> Iterator[list]:

@@ -48,8 +48,10 @@ class SourceConfig:
       path: a file, a folder (read recursively) or a pattern such as ``gs://bucket/part-*.jsonl``;
         local, gs:// or s3://. None for the demonstration.
       field: the key or column that holds the text; without effect for dialogues.
-      dialogue: how the objects of a "jsonl" or "json" source spell a dialogue, see
-        `dialogues.read_dialogue`; None where they hold texts.
+      dialogue: how the objects of a "jsonl" or "json" source spell a dialogue; None where they hold
+        texts. "messages": ``{"messages": [{"role": "user", "content": "Hi"}, ...]}``; "alpaca":
+        ``{"instruction": "Add.", "input": "2, 3", "output": "5"}``; "sharegpt":
+        ``{"conversations": [{"from": "human", "value": "Hi"}, ...]}``.
     """
 
     name: str
@@ -152,7 +154,7 @@ def _dialogue_record(file: str, position: int, value: Any, form: dialogues.Forma
     if isinstance(value, Broken):
         return Record(file, position, None, value.reason)
     try:
-        messages = dialogues.read_dialogue(value, form, f"record {position}")
+        messages = dialogues.read_dialogue(value, form)
     except UserError as error:
         return Record(file, position, None, str(error))
     text = json.dumps(messages, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from instar.data.completion_files import in_words
+from instar.data.formats import in_words
 from instar.evaluation.report_words import plural
 
 # Of the `facts` of what was read those that count what was left out: of what, and why.
