@@ -42,7 +42,7 @@ def in_words(skipped: Mapping[str, Any]) -> str:
 
 
 def missing(row: Mapping[str, Any], field: str) -> str:
-    """Why a JSON object with no value for `field` is broken: eight at most of its keys are named."""
+    """Why a JSON object without a value for `field` is broken; names eight of its keys at most."""
     if field in row:
         return f"{field} is null"
     keys = [repr(key) for key in row]
