@@ -167,7 +167,7 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_overwritten(
 def test_a_workdir_that_cannot_be_written(run_config, tmp_path):
     (tmp_path / "file").write_text("")
     done = instar("pretrain", "--config", run_config, "--workdir", tmp_path / "file" / "run")
-    assert done.returncode == 2 and "cannot be written" in done.stderr
+    assert done.returncode == 2 and "which is a file: name a folder" in done.stderr
 
 
 def test_a_full_disk_ends_the_run_with_a_sentence(run_config, tmp_path):
