@@ -228,6 +228,21 @@ def test_the_bytes_of_held_out_dialogues_are_those_of_the_turns_in_the_rows(tmp_
     assert sums[0] > sums[1] > 0
 
 
+def test_a_preparation_that_an_earlier_release_began_is_done_again(tmp_path):
+    """It counted what was cut, and did not write where turns end."""
+    source = chats(tmp_path / "a.jsonl", [dialogue(n) for n in range(20)])
+    config, folder = config_of(source, shard_tokens=100), tmp_path / "data"
+    whole = prepare(config, folder)
+    (folder / "manifest.json").unlink()
+    for path in (folder / "a").glob("turns*"):
+        path.unlink()
+    progress = json.loads((folder / "a" / "progress.json").read_text())
+    progress["cursor"] |= {"cut": 0, "too_long": 0}
+    (folder / "a" / "progress.json").write_text(json.dumps(progress))
+    assert prepare(config, folder) == whole
+    assert (folder / "a" / "turns.npz").exists()
+
+
 def test_a_source_of_which_nothing_fits(tmp_path):
     source = chats(tmp_path / "a.jsonl", [dialogue(n) for n in range(20)])
     with pytest.raises(UserError, match="none of its 20 dialogues fits into 8 tokens"):

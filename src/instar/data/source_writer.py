@@ -79,7 +79,9 @@ class SourceWriter:
                     f"the files of source {self._source.name} have changed since its preparation "
                     f"began: prepare it in a new folder, or remove {self._folder}"
                 )
-            cursor = _Cursor(**saved["cursor"])
+            # The shards of an earlier release lack the turns: they are written again.
+            if saved["cursor"].keys() == vars(cursor).keys():
+                cursor = _Cursor(**saved["cursor"])
         encoded = self._encoded(cursor, tell)
         while cursor.file < len(self._files):
             cursor = self._write_shard(cursor, encoded)
