@@ -62,7 +62,8 @@ def figures(folder: pathlib.Path) -> dict:
             name: {key: value for key, value in model.items() if key not in ("path", "digest")}
             for name, model in compared["models"].items()
         },
-        "reward": judged,
+        # The baseline's files are paths of the machine.
+        "reward": {key: value for key, value in judged.items() if key != "baseline"},
         "seconds": {name: round(step["seconds"], 1) for name, step in steps.items()},
     }
 
