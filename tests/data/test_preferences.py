@@ -197,7 +197,9 @@ def test_files_of_another_kind_and_files_of_nothing_are_refused(tmp_path):
         opened(write(tmp_path / "d.jsonl", *tied), "rankings")
     single = [rating(f"film {number}", " good", number) for number in range(2)]
     path = write(tmp_path / "e.jsonl", *single)
-    with pytest.raises(UserError, match=r'too_small 2, tied 0\): no prompt .*group="any" [^;]*$'):
+    with pytest.raises(
+        UserError, match=r'too_small 2, tied 0\): a prompt needs .*group="any", [^;]*$'
+    ):
         opened(path, "ratings")
     assert len(opened(path, "ratings", group="any")) == 1
     single = ranking(0, completions=1)

@@ -211,11 +211,13 @@ def _remedies(config: PreferenceConfig, facts: Mapping[str, int]) -> str:
     """What to look at where no group is left, by what it was left out for."""
     alone = "a group needs two completions"
     if config.kind == "ratings" and config.group == "prompt":
-        alone = 'no prompt has two ratings, and data.group="any" compares those of any prompts'
+        alone = (
+            'a prompt needs two ratings, or data.group="any", which compares all with one another'
+        )
     remedies = {
-        "too_long": f"some texts have more than data.max_length={config.max_length} tokens",
+        "too_long": f"some have more tokens than data.max_length ({config.max_length}): raise it",
         "too_small": alone,
-        "tied": "all ranks of a group are equal, so that none is better than another",
+        "tied": "all ranks or ratings of a group are equal: none is better than another",
     }
     return "; ".join(remedy for fact, remedy in remedies.items() if facts[fact])
 
