@@ -339,7 +339,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         return str(named.get(value, value)) if isinstance(value, str) else value
 
     with pytest.raises(UserError, match=sentence) as error:
-        changed = settings | {"checkpoint": {}, "mesh": {"data": 8}} | filled(changes)
+        whole = {"checkpoint": {}, "mesh": {"data": 8}, "ptx": settings["ptx"] | {"rows": 8}}
+        changed = settings | whole | filled(changes)
         changed["batch"] = changes.get("batch", {"size": 64})
         changed["update"] = {"minibatch": 4 if "batch" in changes else 64}
         ppo(build(changed, PpoConfig), str(tmp_path / "run"))
@@ -355,6 +356,7 @@ def test_prompts_that_are_left_out_are_told(folder, settings, tmp_path, capsys):
     )
     changes = {"prompts": prompts, "reward": {"scorer": {"function": "gone_scorers:f"}}}
     changes |= {"mesh": {"data": 8}, "batch": {"size": 64}, "update": {"minibatch": 64}}
+    changes["ptx"] = settings["ptx"] | {"rows": 8}
     with pytest.raises(UserError, match="gone_scorers cannot be imported"):
         ppo(build(settings | changes, PpoConfig), str(tmp_path / "run"))
     told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
