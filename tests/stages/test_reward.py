@@ -222,6 +222,7 @@ def test_a_run_begins_with_its_parents_parameters(trained, config, finished_run)
         ({"batch": BatchConfig(3)}, "make batch.microbatch a multiple"),
         ({"data.max_length": 17}, "exceeds the 16 positions"),
         ({"data.path": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
+        ({"evaluation.baseline": ("gone.jsonl",)}, "gone.jsonl does not exist: check evaluation"),
     ],
 )
 def test_what_does_not_fit_is_refused(config, trained, tmp_path, changes, sentence):

@@ -250,11 +250,8 @@ def make_evaluation(
             'evaluation.baseline needs scikit-learn: install Instar with the extra "demo", or '
             "leave it out"
         )
-    for path in settings.baseline:  # which is not needed before the last step
-        try:
-            read_ratings(path)
-        except UserError as error:
-            raise UserError(f"evaluation.baseline: {error}") from None
+    for path in settings.baseline:  # which are not needed before the last step
+        read_ratings(path, field="evaluation.baseline")
     length = settings.max_length or config.data.max_length
     sets = {
         name: RatedTexts.open(path, encoder, length, config.data.group, f"evaluation.sets.{name}")
